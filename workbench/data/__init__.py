@@ -1,0 +1,1 @@
+"""Data set readers and validation, prompt rendering, splits and contamination."""

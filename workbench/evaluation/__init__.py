@@ -1,0 +1,1 @@
+"""Candidates x examples -> outcomes: generation, metrics, the outcomes table, importers."""

@@ -1,0 +1,1 @@
+"""The recipe language: schema, loading with positions, resolution with origins."""
