@@ -11,6 +11,11 @@ from typing import Any
 Message = dict[str, Any]  # {"role": ..., "content": ..., and for tools "tool_calls", "tool_call_id", "name"}
 
 
+def content_key(content: str) -> str:
+    """SHA-256, 16 hex digits, of a text without regard to case and spacing."""
+    return hashlib.sha256(re.sub(r"\s+", " ", content).strip().casefold().encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Example:
     """One row of a data set, after its format was read and its prompt template filled in.
@@ -22,6 +27,8 @@ class Example:
         where: file and row for error messages, such as `train.jsonl, row 12` (rows count from 1).
         tools: tool schemas offered to the model, in OpenAI's form; None when there are none.
         answer: the final assistant message in full where it is more than text (tool calls); else None.
+        key: content key of the row's own words, given by the reader: the wording of `task.prompt` or `task.system`
+            around them is no part of it, so that another wording moves no row to another split. Empty: made of the prompt.
     """
 
     prompt: str | tuple[Message, ...]
@@ -30,19 +37,22 @@ class Example:
     where: str = ""
     tools: tuple[dict[str, Any], ...] | None = None
     answer: Message | None = None
+    key: str = ""
 
     @property
     def content_key(self) -> str:
-        """What makes two prompts the same for deduplication and contamination: text without case and spacing.
+        """What makes two prompts the same for deduplication and contamination (16 hex digits).
 
-        SHA-256, 16 hex digits. The answer is not part of it: one prompt must not sit in two splits.
+        The answer is not part of it: one prompt must not sit in two splits.
         """
+        if self.key:
+            return self.key
         text = self.prompt if isinstance(self.prompt, str) else json.dumps([self.prompt, self.tools], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(re.sub(r"\s+", " ", text).strip().casefold().encode()).hexdigest()[:16]
+        return content_key(text)
 
     @property
     def id(self) -> str:
-        """The `example_id` of the outcomes table: stable over files, orders and splits."""
+        """The `example_id` of the outcomes table: stable over files, orders, splits and prompt wordings."""
         return self.content_key
 
     def to_json(self) -> dict[str, Any]:
@@ -60,4 +70,5 @@ class Example:
             where=row["where"],
             tools=tuple(row["tools"]) if row["tools"] else None,
             answer=row["answer"],
+            key=row["key"],
         )

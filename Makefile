@@ -1,0 +1,68 @@
+# From a fresh machine: `make quickstart` or `make test`. Needs Python 3.11 to 3.13, and the package index of your pip configuration.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+UV     := uv==0.13.9
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart install test test-slow lint format lock ui clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+quickstart: $(VENV)/.train ## install what a run needs, then go from recipe to tuned and evaluated model
+	$(BIN)/workbench run recipes/quickstart.yaml
+
+install: $(VENV)/.test ## install everything: to run, to test, to lint
+
+test: $(VENV)/.test ## the tests, without the slow ones and those for a GPU
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.test ## the slow tests, and those for a GPU where there is one
+	$(BIN)/python -m pytest -m "slow or gpu" $(ARGS)
+
+lint: $(VENV)/.test ## ruff, mypy, and the architecture
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.test ## let ruff put right what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: | $(BIN)/pip ## resolve pyproject.toml anew into requirements/ and environment.yml (ARGS=--upgrade for newer versions)
+	$(PIP) install --quiet $(UV)
+	$(BIN)/python requirements/lock.py --uv $(BIN)/uv $(ARGS)
+
+ui: $(VENV)/.train ## open the MLflow UI on the runs made here
+	$(BIN)/workbench ui
+
+clean: ## remove the environment and all caches; runs in .workbench stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps $(VENV)/.train and $(VENV)/.test say that what they are named after is installed.
+#
+# The lock comes first, and nothing but the lock: --no-deps, every file checked against its hash. torch comes second, so that pip
+# finds all it needs already there and adds only what the build on offer brings along: nothing for a CPU build, the CUDA libraries
+# for a CUDA build. Nothing after that resolves dependencies, so nothing can replace torch; `pip check` proves that the sum fits.
+$(VENV)/.train: requirements/train.txt requirements/torch.txt pyproject.toml | $(BIN)/pip
+	$(PIP) install --no-deps --require-hashes --requirement requirements/train.txt
+	$(PIP) install --requirement requirements/torch.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	$(PIP) check
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.train
+	$(PIP) install --no-deps --require-hashes --requirement requirements/test.txt
+	$(PIP) check
+	@touch $@
+
+# `venv` makes pip last, so an interrupted attempt is repeated.
+$(BIN)/pip:
+	@command -v "$(PYTHON)" >/dev/null || { echo "no '$(PYTHON)' here: install Python 3.11, 3.12 or 3.13, or say which: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "'$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), the lock is for Python 3.11 to 3.13: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)

@@ -1,0 +1,80 @@
+"""Resolve pyproject.toml into the lock files and environment.yml (`make lock`).
+
+train.txt  what `workbench run` needs, every file hashed
+test.txt   what the tests and the linters need on top of train.txt
+../environment.yml  both, for conda
+
+One resolution serves every platform and Python 3.11 to 3.13. Neither torch (see torch.txt) nor the CUDA libraries it brings
+along on a GPU machine are in the lock: they belong to the build of torch that the user's pip configuration offers.
+No index is written down either: `pip install` uses the one the user has configured, and the hashes say what is acceptable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+HEADER = "# Made by `make lock` from pyproject.toml and pins.txt: change those, not this.\n"
+#: Come with a CUDA build of torch, in the versions that build wants; a CPU build has none of them.
+FROM_TORCH = re.compile(r"(torch|triton|nvidia-.+|cuda-.+)==")
+ENVIRONMENT = """\
+# Made by `make lock`: the packages of requirements/, in the same versions, for conda users.
+#   conda env create --file environment.yml && conda activate workbench && pip install --no-deps --editable .
+# conda brings Python and pip; the packages come through pip, from the index in your pip configuration.
+name: workbench
+channels:
+  - conda-forge
+dependencies:
+  - python >=3.11,<3.14
+  - pip
+  - pip:
+"""
+
+
+def resolve(uv: str, output: Path, *arguments: str) -> dict[str, str]:
+    """Let uv resolve pyproject.toml into `output`, keeping the versions that are there already where they still fit.
+
+    Returns:
+        The blocks of the lock (the pin, its marker and its hashes) by their first line.
+    """
+    command = [uv, "pip", "compile", "pyproject.toml", "--universal", "--python-version=3.11", "--generate-hashes", "--no-annotate"]
+    command += ["--no-header", "--quiet", "--constraint=requirements/pins.txt", f"--output-file={output}", *arguments]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    # uv repeats on every line for which Pythons we resolve. That is noise, and on another Python pip would skip those lines in silence.
+    everywhere = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["environments"][0]
+    blocks = re.split(r"\n(?=\S)", output.read_text().replace(f" ; {everywhere} \\", " \\").strip())
+    return {block.partition(" \\\n")[0]: block for block in blocks if not FROM_TORCH.match(block)}
+
+
+def main() -> None:
+    """Write the lock files and environment.yml."""
+    parser = argparse.ArgumentParser(description="Write requirements/train.txt, requirements/test.txt and environment.yml.")
+    parser.add_argument("--uv", default="uv", help="the uv to resolve with")
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions allowed instead of keeping what is locked")
+    options = parser.parse_args()
+    locks = [HERE / "train.txt", HERE / "test.txt"]
+
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "lock.txt")
+        output.write_text("".join(path.read_text() for path in locks if path.exists()))
+        everything = resolve(options.uv, output, "--all-extras", *(["--upgrade"] if options.upgrade else []))
+        train = resolve(options.uv, output, "--extra=train")  # among the versions just written to `output`
+    if not train.keys() <= everything.keys():
+        raise SystemExit(f"train.txt would differ from what is tested: {sorted(train.keys() - everything.keys())}")
+
+    test = {pin: block for pin, block in everything.items() if pin not in train}
+    for path, pins in zip(locks, (train, test), strict=True):
+        path.write_text(HEADER + "".join(f"{block}\n" for block in pins.values()))
+    torch = next(line for line in (HERE / "torch.txt").read_text().splitlines() if FROM_TORCH.match(line))
+    entries = [torch, *everything]
+    (ROOT / "environment.yml").write_text(ENVIRONMENT + "".join(f'      - "{entry}"\n' for entry in sorted(entries)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Load tokenizers and weights from a model folder. Safetensors only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import SourceError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer, padding on the left (the side that generation needs).
+
+    Raises:
+        SourceError: there is none, it is damaged, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True, padding_side="left")
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise SourceError(f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(directory), fix="the folder needs tokenizer.json") from error
+    if tokenizer.eos_token_id is None:
+        raise SourceError(
+            "the tokenizer has no end-of-sequence token, so a trained model would never stop",
+            where=str(directory),
+            fix='set "eos_token" in tokenizer_config.json',
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by position, never by token id, so sharing is safe
+    return tokenizer
+
+
+def load_model(directory: Path, *, dtype: str = "bfloat16", quantize_4bit: bool = False, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+    """The folder's causal language model.
+
+    Args:
+        dtype: precision of the weights; of the computation when `quantize_4bit` is set.
+        quantize_4bit: hold the linear layers in bitsandbytes NF4 with double quantisation (Dettmers et al. 2023, QLoRA).
+        options: handed to `from_pretrained`.
+
+    Raises:
+        SourceError: the weights are missing, damaged or not safetensors.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if quantize_4bit:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype)
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            **options,
+        )
+    except (OSError, SafetensorError, ValueError) as error:
+        raise SourceError(
+            f"the weights cannot be loaded: {_first_line(error)}",
+            where=str(directory),
+            fix="the folder needs whole .safetensors files that fit its config.json; fetch the model again",
+        ) from error
+
+
+def device() -> str:
+    """Where a model of this process runs: `cuda` when there is one, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

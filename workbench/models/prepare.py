@@ -1,0 +1,72 @@
+"""From a fetched source to the one layout everything else reads: a folder with safetensors, tokenizer and chat template."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from workbench.errors import SourceError
+
+#: Files of a model folder that are neither needed nor wanted: pickles may run code, the rest is for other frameworks.
+UNWANTED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
+
+
+def from_gguf(file: Path, out: Path, dtype: str) -> None:
+    """Write the model inside a GGUF file as safetensors in `dtype`. Quantised weights are dequantised, which restores no quality.
+
+    Raises:
+        SourceError: transformers cannot read this architecture or file.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+        raise SourceError(
+            f"the GGUF file cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            where=str(file),
+            fix="fetch it again; if it is whole, its architecture is not one that transformers reads from GGUF",
+        ) from error
+    model.config._name_or_path = ""  # a GGUF's free-text name is no path to load from
+    model.to(getattr(torch, dtype)).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def from_folder(folder: Path, out: Path, *, link: bool) -> None:
+    """Take over a model folder's files; `link` shares the bytes with an immutable cache instead of copying them."""
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file() or file.suffix in UNWANTED or any(part.startswith(".") for part in file.relative_to(folder).parts):
+            continue
+        target = out / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if link:
+            try:
+                os.link(file.resolve(), target)
+                continue
+            except OSError:
+                pass  # another file system: copy
+        shutil.copyfile(file, target)
+
+
+def set_chat_template(folder: Path, template: Path) -> None:
+    """Replace the chat template of a prepared model folder.
+
+    Raises:
+        SourceError: the file cannot be read.
+    """
+    try:
+        text = template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"the chat template cannot be read: {error}", where=str(template), fix="name a Jinja file in UTF-8") from error
+    config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = json.loads(config_file.read_text()) if config_file.exists() else {}
+    config.pop("chat_template", None)
+    for file, content in ((config_file, json.dumps(config, indent=1)), (template_file, text)):
+        file.unlink(missing_ok=True)  # may be a hard link into a cache: never write through it
+        file.write_text(content, encoding="utf-8")

@@ -1,0 +1,57 @@
+"""Progress of long work: a bar with the time left on a terminal, one line now and then in a log. Always on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+#: Seconds between two lines of the same work in a log.
+LOG_INTERVAL = 15.0
+
+console = Console(stderr=True, highlight=False)
+
+#: Says how far the work is, and optionally what is worth a word, such as "loss 0.31".
+Advance = Callable[[float, str], None]
+
+
+def say(text: str) -> None:
+    """One line about what happens now."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+@contextmanager
+def track(what: str, total: float) -> Iterator[Advance]:
+    """Follow one piece of work; yields `advance(done, note)`, where `done` counts from 0 to `total`."""
+    if sys.stderr.isatty():
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
+            task = bar.add_task(what, total=total, note="")
+            yield lambda done, note="": bar.update(task, completed=done, note=note)
+        return
+    started = time.monotonic()
+    spoken = started
+
+    def advance(done: float, note: str = "") -> None:
+        nonlocal spoken
+        now = time.monotonic()
+        if now - spoken < LOG_INTERVAL:
+            return
+        spoken = now
+        left = (now - started) / done * (total - done) if done else float("nan")
+        eta = f", {duration(left)} left" if done else ""
+        say(f"  {what}: {done:g}/{total:g}{eta}{', ' + note if note else ''}")
+
+    yield advance

@@ -1,0 +1,77 @@
+"""What a stage is: a section of the recipe and input artifacts in, one artifact out, under a key made of all that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from workbench.digest import digest
+from workbench.store import Artifact
+
+#: (metrics, step): numbers a stage reports while it works.
+Report = Callable[[Mapping[str, float], int | None], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a stage's function is given.
+
+    Attributes:
+        inputs: the artifacts of `Stage.inputs`, by stage name.
+        staging: an empty directory to fill; it becomes the artifact.
+        workspace: survives a kill; empty on the first attempt.
+        report: for numbers worth following while the stage runs.
+    """
+
+    inputs: Mapping[str, Artifact]
+    staging: Path
+    workspace: Path
+    report: Report
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the stage graph.
+
+    Attributes:
+        name: unique in the graph, such as `train` or `evaluate:base:task`.
+        version: raised when the stage's code would make something else of the same input.
+        section: JSON-compatible; everything of the recipe and of the sources' digests that decides the result.
+        inputs: the stages whose artifacts it reads.
+        libraries: distributions whose version decides the result.
+        make: fills `Work.staging` and returns JSON-compatible facts about the artifact.
+    """
+
+    name: str
+    version: int
+    section: Mapping[str, Any]
+    make: Callable[[Work], Mapping[str, Any]] = field(repr=False, compare=False)
+    inputs: tuple[Stage, ...] = ()
+    libraries: tuple[str, ...] = ()
+
+    @cached_property
+    def ingredients(self) -> dict[str, Any]:
+        """All that decides the artifact, in words; stored in its manifest."""
+        return {
+            "stage": self.name,
+            "version": self.version,
+            "section": self.section,
+            "inputs": {stage.name: stage.key for stage in self.inputs},
+            "libraries": {name: _version(name) for name in self.libraries},
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of the ingredients, 16 hex digits."""
+        return digest(self.ingredients)[:16]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution).split("+")[0]  # a CPU and a CUDA build of torch are the same version
+    except PackageNotFoundError:
+        return "missing"

@@ -1,0 +1,124 @@
+"""Start `accelerate launch` for a training job and follow it; imports neither torch nor accelerate."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import EnvironmentFault
+from workbench.training.job import Job, raise_recorded
+
+#: Seconds between two looks at what a training process has logged.
+POLL_INTERVAL = 0.5
+
+
+def launched_by_hand() -> bool:
+    """Whether this process was itself started by `accelerate launch` (or torchrun)."""
+    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def rank() -> int:
+    """This process's number among those launched together; 0 when alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes were launched together; 1 when alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def command(job: Job, entry: str) -> list[str]:
+    """The `accelerate launch` command line for a job.
+
+    Args:
+        entry: the module that every process runs, with the job file as its argument.
+    """
+    launch = job.launch
+    options = ["--config_file", str((job.recipe_folder / launch.config_file))] if launch.config_file else []
+    if not launch.config_file:
+        options = ["--num_processes", str(launch.num_processes), "--num_machines", "1", "--mixed_precision", launch.mixed_precision, "--dynamo_backend", "no"]
+        if not _has_cuda():
+            options.append("--cpu")
+        elif launch.num_processes > 1:
+            options.append("--multi_gpu")
+        if launch.num_processes > 1:
+            options += ["--main_process_port", "0"]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, "-m", entry, str(job.file)]
+
+
+def follow(job: Job, entry: str, on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Run a saved job to its end; its output goes to `launch.log` in the workspace.
+
+    Args:
+        on_event: called with every line of the job's `events.jsonl`, those of earlier attempts included.
+
+    Raises:
+        TrainingError: a launched process said what is wrong.
+        EnvironmentFault: the processes died without saying; the end of their log is quoted.
+    """
+    log = job.workspace / "launch.log"
+    threads = job.launch.threads or max(1, (os.cpu_count() or 1) // job.launch.num_processes)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command(job, entry), stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, preexec_fn=die_with_parent
+        )
+        try:
+            position = 0
+            while True:
+                running = process.poll() is None
+                position = _read_events(job.events, position, on_event)
+                if not running:
+                    break
+                time.sleep(POLL_INTERVAL)
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    raise_recorded(job.error)
+    if not job.result.exists():
+        tail = "\n    ".join(log.read_text(errors="replace").splitlines()[-15:])
+        raise EnvironmentFault(
+            f"training ended without a result (exit code {process.returncode}); its last words:\n    {tail}",
+            where=str(log),
+            fix="if memory ran out, lower train.batch_size or set train.gradient_checkpointing; the same command continues from the last checkpoint",
+        )
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, so that a kill -9 leaves no training behind (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _has_cuda() -> bool:
+    """Whether an NVIDIA driver with a device is there, without importing torch."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/proc/driver/nvidia/gpus").is_dir()
+
+
+def _read_events(path: Path, position: int, on_event: Callable[[dict[str, Any]], None]) -> int:
+    """Hand over the whole lines after byte `position`; returns where to go on."""
+    if not path.exists():
+        return position
+    with path.open("rb") as file:
+        file.seek(position)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            position += len(line)
+            try:
+                on_event(json.loads(line))
+            except ValueError:
+                continue  # torn by a kill -9 in an earlier attempt
+    return position
