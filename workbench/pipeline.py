@@ -28,7 +28,7 @@ from workbench.stages.train import train_stage
 from workbench.store import Artifact, Store
 from workbench.tracking import Journal, environment, sync
 from workbench.training.job import load_job
-from workbench.training.launch import launched_by_hand, rank, world_size
+from workbench.training.launch import launched_together, processes_asked_for, rank, world_size
 
 #: Stages that `--until` may name, in their order.
 STAGES = ("model", "data", "train", "merge", "evaluate")
@@ -68,19 +68,17 @@ def plan(loaded: Loaded) -> Plan:
         SourceError, EnvironmentFault: a source cannot be had.
         RecipeError: the recipe asks for a stage that this version does not have.
     """
-    if launched_by_hand():  # whoever launched decided how many there are
-        launch = loaded.recipe.launch.model_copy(update={"num_processes": world_size()})
+    processes = world_size() if launched_together() else processes_asked_for()
+    if processes is not None:  # whoever launched decided how many there are
+        launch = loaded.recipe.launch.model_copy(update={"num_processes": processes})
         loaded = dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"launch": launch}))
     recipe = loaded.recipe
     if recipe.quantize:
-        where = loaded.origins[("quantize", 0, "method")].where
+        where = loaded.origins["quantize", 0, "method"].where
         fix = "leave `quantize` out of this run; `workbench check --preview` already says whether it would work"
         raise RecipeError([WorkbenchError("this version checks `quantize` but does not run it yet", where=where, fix=fix)])
     sources = fetch_sources(loaded)
-    model = model_stage(loaded, sources["model.source"])
-    held_out = {cast(Split, key.rpartition(".")[2]): file for key, file in sources.items() if key.startswith("data.held_out.")}
-    guards = {guard.name: sources[f"evaluate.guards.{index}.source"] for index, guard in enumerate(recipe.evaluate.guards)}
-    data = data_stage(loaded, sources["data.source"], held_out, guards)
+    model, data = prepared(loaded, sources)
     stages, candidates = [model, data], [Candidate("base", "base", model)]
     if recipe.train is not None:
         train = train_stage(loaded, recipe.train, model, data)
@@ -94,6 +92,13 @@ def plan(loaded: Loaded) -> Plan:
     evaluations = {candidate.name: evaluate_stages(loaded, candidate, data) for candidate in candidates}
     stages += [stage for sets in evaluations.values() for stage in sets.values()]
     return Plan(loaded, tuple(stages), tuple(candidates), evaluations, sources)
+
+
+def prepared(loaded: Loaded, sources: Mapping[str, Materialised]) -> tuple[Stage, Stage]:
+    """The stages `model` and `data`, which every other stage stands on and which cost next to nothing."""
+    held_out = {cast(Split, key.rpartition(".")[2]): file for key, file in sources.items() if key.startswith("data.held_out.")}
+    guards = {guard.name: sources[f"evaluate.guards.{index}.source"] for index, guard in enumerate(loaded.recipe.evaluate.guards)}
+    return model_stage(loaded, sources["model.source"]), data_stage(loaded, sources["data.source"], held_out, guards)
 
 
 def fetch_sources(loaded: Loaded) -> dict[str, Materialised]:

@@ -105,7 +105,7 @@ class Store:
         """
         target = self.root / _name(stage, key)
         with disk_faults(f"publishing artifact {target.name}"):
-            files = {name: {"sha256": sha, "size": (staged / name).stat().st_size} for name, sha in tree_files(staged).items()}
+            files = {name: {"sha256": sha, "size": (staged / name).stat().st_size} for name, sha in tree_files(staged).items() if name != MANIFEST}
             manifest = {"stage": stage, "key": key, "seconds": round(seconds, 3), "facts": facts, "ingredients": ingredients, "files": files}
             (staged / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
             for file in staged.rglob("*"):

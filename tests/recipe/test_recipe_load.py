@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipe.recipes import FULL, SMALL, problems, try_load, write
 from workbench.errors import RecipeError
 from workbench.recipe.load import load
 from workbench.recipe.schema import Recipe
-
-from tests.recipe.recipes import FULL, SMALL, problems, try_load, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,25 +118,46 @@ REFUSED = {
     "number with separators": ("train: {max_steps: 10_000}", [("8:20", "must be a whole number", "write `max_steps: 10000`")]),
     "fraction for a whole number": ("train: {rank: 16.0}", [("8:15", "the number 16.0", "write `rank: 16`")]),
     "truth in words": ("train: {dora: yes}", [("8:15", "must be true or false", "write `dora: true`")]),
-    "truth for a number": ("train: {epochs: true}", [("8:17", "must be a number above 0, but is `true`", "write for example `epochs: 1.0`")]),
-    "choice misspelt": ("train: {method: qlaro}", [("8:17", "one of `lora`, `qlora` or `full`", "did you mean `qlora`?")]),
+    "truth for a number": (
+        "train: {epochs: true}",
+        [("8:17", "must be a number above 0, but is `true`", "write for example `epochs: 1.0`")],
+    ),
+    "choice misspelt": ("train: {method: qlroa}", [("8:17", "one of `lora`, `qlora` or `full`", "did you mean `qlora`?")]),
     "choice unheard of": ("train: {method: zzz}", [("8:17", "one of", "write for example `method: lora`")]),
     "choice in quotes": ('train: {}\nquantize: [{method: gptq, bits: "8"}]', [("9:33", "one of `2`, `3`, `4` or `8`", "write `bits: 8`")]),
-    "out of range": ("train: {dropout: 1, warmup: -0.5}", [("8:18", "at least 0 and below 1", "`dropout: 0.0`"), ("8:29", "at most 1", "")]),
+    "out of range": (
+        "train: {dropout: 1, warmup: -0.5}",
+        [("8:18", "at least 0 and below 1", "`dropout: 0.0`"), ("8:29", "at most 1", "")],
+    ),
     "seed beyond numpy": ("train: {seed: 4294967296}", [("8:15", "below 4294967296", "seed: 0")]),
     "infinite": ("train: {learning_rate: .inf, epochs: 1e999}", [("8:24", "a number above 0", ""), ("8:38", "the number 1e999", "")]),
     "word or list": ("train: {target_modules: 3}", [("8:25", "must be `all-linear` or a list of texts, but is the number 3", "")]),
     "element of word or list": ("train: {target_modules: [q, 3]}", [("8:29", "`train.target_modules.1` must be a text", 'quote it: "3"')]),
     "word misspelt": ("train: {target_modules: all-liner}", [("8:25", "`all-linear` or a list", "did you mean `all-linear`?")]),
-    "one text for a list": ('evaluate: {guards: [{name: g, source: s, format: chat, columns: {metadata: a}}]}', [("8:76", "a list of texts", "`metadata: [a]`")]),
-    "too few": ("task: &t", []),  # replaced below
+    "one text for a list": (
+        'evaluate: {guards: [{name: g, source: s, format: chat, columns: {metadata: a}}]}',
+        [("8:76", "a list of texts", "`metadata: [a]`")],
+    ),
+    "too few": (
+        "evaluate: {guards: [{name: g, source: s, format: chat, task: {metric: label, labels: [a]}}]}",
+        [("8:86", "a list of at least 2 texts, but is a list of 1 element", '`labels: ["yes", "no"]`')],
+    ),
     "section wanted": ("launch: 3", [("8:9", "`launch` must be a section of keys and values, but is the number 3", "`launch: {}`")]),
     "list wanted": ("quantize: {}\ntrain: {}", [("8:11", "`quantize` must be a list of sections", "")]),
-    "section without value": ("train:", [("8:7", "`train` has no value", "write `train: {}` to take every default, or `train: null`")]),
-    "key without value": ("train:\n  rank:\n", [("9:8", "`train.rank` has no value", "for example `rank: 16`, or remove it")]),
-    "null where none may be": ("hub: {token_env: null}", [("8:18", "`hub.token_env` must be the name of an env", "token_env: HF_TOKEN")]),
-    "no kind of quantizer": ("train: {}\nquantize: [{bits: 4}]", [("9:12", "`quantize.0.method` is missing", "for example `method: gptq`")]),
-    "wrong kind of quantizer": ("train: {}\nquantize: [{method: gptqq}]", [("9:21", "one of `gptq` or `bitsandbytes`", "did you mean `gptq`?")]),
+    "section without value": ("train:", [("8:1", "`train` has no value", "write `train: {}` to take every default, or `train: null`")]),
+    "key without value": ("train:\n  rank:\n", [("9:3", "`train.rank` has no value", "for example `rank: 16`, or remove it")]),
+    "null where none may be": (
+        "hub: {token_env: null}",
+        [("8:18", "`hub.token_env` must be the name of an env", "token_env: HF_TOKEN")],
+    ),
+    "no kind of quantizer": (
+        "train: {}\nquantize: [{bits: 4}]",
+        [("9:12", "`quantize.0.method` is missing", "for example `method: gptq`")],
+    ),
+    "wrong kind of quantizer": (
+        "train: {}\nquantize: [{method: gptqq}]",
+        [("9:21", "one of `gptq` or `bitsandbytes`", "did you mean `gptq`?")],
+    ),
     "quantizer that is none": ("train: {}\nquantize: [4]", [("9:12", "`quantize.0` must be a section", "{method: gptq}")]),
     "missing in an element": (
         "evaluate: {guards: [{name: g, source: s}]}",
@@ -161,6 +181,12 @@ REFUSED = {
     "alias of nothing": ("train: *nothing", [("8:8", "nothing above is named `&nothing`", "")]),
     "alias of itself": ("train: &t {modules_to_save: [*t]}", [("8:30", "stands inside the very value that it names", "")]),
     "merge of a number": ("train: {<<: 3}", [("8:9", "merges sections only", "")]),
+    "misspelt kind of quantizer": (
+        "train: {}\nquantize: [{methd: gptq, x: 1}]",
+        [("9:13", "unknown key `methd` in `quantize.0`", "did you mean `method`?"), ("9:26", "unknown key `x`", "")],
+    ),
+    "no character": (r'hub: {endpoint: "\ud800"}', [("8:17", "a text that is not empty", "")]),
+    "beyond Unicode": (r'hub: {endpoint: "\UFFFFFFFF"}', [("8:18", "beyond Unicode", "")]),
     "key that is a list": ("[a, b]: 3", [("8:1", "a key must be a plain word", "")]),
     "second document": ("---\nname: b", [("8:1", "a second document begins here", "make two files")]),
     "tab": ("train:\n\trank: 4", [("9:1", "a tab cannot stand here", "indent with spaces")]),
@@ -170,12 +196,8 @@ REFUSED = {
     "open quote": ("hub: 'a\n", [("8:6", "a quote is opened and never closed", "close the quote")]),
     "indentation": ("train:\n  rank: 3\n epochs: 3", [("10:2", "this does not belong to what comes before it", "alike")]),
     "at sign": ("hub: @a", [("8:6", "a text cannot begin with `@`", "quotes")]),
-    "bad escape": (r'hub: "\q"', [("8:7", r"an unknown escape", r"`\\`")]),
+    "bad escape": (r'hub: "\q"', [("8:8", r"an unknown escape", r"`\\`")]),
 }  # fmt: skip
-REFUSED["too few"] = (
-    "evaluate: {guards: [{name: g, source: s, format: chat, task: {metric: label, labels: [a]}}]}",
-    [("8:86", "a list of at least 2 texts, but is a list of 1 element", '`labels: ["yes", "no"]`')],
-)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -233,10 +255,14 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     assert problems(write(tmp_path, "%YAML 1.1\n---\n" + SMALL))[0][1] == "recipes are read as YAML 1.2"
 
 
+TEN = ", ".join(["{}"] * 10)
+LAUGHS = f"a: &a [{TEN}]\n" + "".join(f"{b}: &{b} [{TEN.format(*[f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True))
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)), "values"),
+        (LAUGHS, "values"),
         ("a: " + "[" * 20_000, "levels"),
         ("a: " + "{b: " * 20_000, "levels"),
     ],

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from workbench.recipe.load import load
-
 from tests.recipe.recipes import FULL, SMALL, problems, write
+from workbench.recipe.load import load
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +10,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from ruamel.yaml import YAML
 
+from tests.recipe.recipes import FULL, SMALL, recipes, write
 from workbench.recipe.load import load
 from workbench.recipe.resolved import anchored, dump
 from workbench.recipe.shape import keys
-
-from tests.recipe.recipes import FULL, SMALL, recipes, write
 
 
 @given(recipes())
@@ -56,7 +54,7 @@ def test_local_paths_become_absolute_and_nothing_else_does(tmp_path: Path) -> No
     recipe["data"] = {**FULL["data"], "source": "hf://datasets/a/b@main/c.jsonl"}
     made = anchored(load(write(tmp_path, recipe)))
     assert (made.model.source, made.model.chat_template) == (f"{tmp_path}/../model", "/abs/t.jinja")
-    assert made.launch.config_file == os.path.expanduser("~/fsdp.yaml")  # noqa: PTH111
+    assert made.launch.config_file == str(Path("~/fsdp.yaml").expanduser())
     assert made.data.source == "hf://datasets/a/b@main/c.jsonl"
     assert made.data.held_out.test == f"{tmp_path}/test.jsonl"
     assert made.evaluate.guards[0].source == f"{tmp_path}/ood.jsonl"

@@ -11,11 +11,10 @@ from jsonschema import Draft202012Validator
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
+from tests.recipe.recipes import FULL
 from workbench.recipe.schema import LocalPath, json_schema
 from workbench.recipe.shape import places
 from workbench.recipe.wording import PATTERNS, example, wanted
-
-from tests.recipe.recipes import FULL
 
 ROOT = Path(__file__).parents[2]
 PLACES = dict(places())

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipe.recipes import SMALL, problems, try_load, write
 from workbench.errors import RecipeError
 from workbench.recipe import secrets
-
-from tests.recipe.recipes import SMALL, problems, try_load, write
 
 # Put together here, so that no scanner takes this file for a leak.
 SECRETS = [

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workbench.recipe.suggest import near
-
 from tests.recipe.recipes import FULL, problems, write
+from workbench.recipe.suggest import near
 
 
 def _sections(value: Any, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:

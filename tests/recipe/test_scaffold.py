@@ -134,6 +134,8 @@ MESSAGES_API = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
         ({"messages": [user("a"), assistant("b")], "id": 3}, "chat", False),
         ({"messages": [user("a"), assistant("b") | {"weight": 1}]}, "openai", False),
         ({"messages": [user("a"), CALLS], "tools": [TOOL]}, "openai", False),
+        ({"messages": [user("a"), assistant("b")], "functions": []}, "chat", True),
+        ({"messages": [user("a"), assistant("b")], "parallel_tool_calls": 1}, "chat", True),
         (ASKED | {"response": ANSWERED}, "chat", True),
         (ASKED | {"output": "b"}, "chat", True),
         ({"request": {"body": ASKED}, "response": {"status_code": 200, "body": ANSWERED}}, "chat", True),
@@ -165,6 +167,8 @@ def test_outliers_are_dropped_rather_than_paid_for(tmp_path: Path) -> None:
     "row",
     [
         {"messages": [user("a")]},
+        {"messages": [{"role": "bot", "content": "a"}, assistant("b")]},
+        {"messages": [user("a"), assistant("b") | {"weight": 0}]},
         {"request": {"messages": [user("a")]}, "response": {"status_code": 429, "body": {}}},
         {"request": {"messages": [user("a")]}, "response": None},
         {"request": {"messages": [user([{"type": "image_url"}])]}, "response": "b"},  # type: ignore[arg-type]

@@ -80,21 +80,21 @@ def test_the_server_dies_in_the_middle_and_comes_back(server: Server, tmp_path: 
     directory = tmp_path / ".workbench" / "runs" / "r"
     journal = Journal.open(directory, "dies")
     parent = journal.start("recipe")
-    journal.params(parent, {"long": "x" * 10_000, **{f"wide{i}": "ü" * 5450 for i in range(40)}})
+    journal.params(parent, {"long": "x" * 10_000, **{f"wide{i}": "ü" * 5180 for i in range(40)}})
     first = journal.start("train", parent=parent)
     journal.metrics(first, {"loss": 1.0, "nan": float("nan"), "inf": float("inf")}, step=1)
     assert sync(directory).left == 0
 
-    for index in range(150):
+    for index in range(60):
         run = journal.start(f"c{index}", parent=parent)
         journal.metrics(run, {"score": index})
         journal.end(run)
-    killer = threading.Timer(0.5, server.kill)
+    killer = threading.Timer(0.3, server.kill)
     killer.start()
     result = sync(directory)
     killer.join()
-    assert 0 < result.sent < 450, "the server was to die in the middle"
-    assert result.left == 450 - result.sent
+    assert 0 < result.sent < 180, "the server was to die in the middle"
+    assert result.left == 180 - result.sent
     assert result.error is not None
     assert result.first
 
@@ -115,14 +115,14 @@ def test_the_server_dies_in_the_middle_and_comes_back(server: Server, tmp_path: 
     mlflow = client(server)
     runs = mlflow.search_runs([mlflow.get_experiment_by_name("dies").experiment_id], max_results=1000)
     by_name = {run.info.run_name: run for run in runs}
-    assert len(runs) == len(by_name) == 152
+    assert len(runs) == len(by_name) == 62
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert all(by_name[f"c{i}"].data.metrics == {"score": i} for i in range(150))
-    assert all(by_name[f"c{i}"].data.tags["mlflow.parentRunId"] == by_name["recipe"].info.run_id for i in range(150))
+    assert all(by_name[f"c{i}"].data.metrics == {"score": i} for i in range(60))
+    assert all(by_name[f"c{i}"].data.tags["mlflow.parentRunId"] == by_name["recipe"].info.run_id for i in range(60))
     history = mlflow.get_metric_history(by_name["train"].info.run_id, "loss")
     assert sorted(metric.step for metric in history) == list(range(1, 200))
     assert by_name["recipe"].data.params["long"].endswith("…")
-    assert by_name["recipe"].data.params["wide39"] == "ü" * 5450
+    assert by_name["recipe"].data.params["wide39"] == "ü" * 5180
     assert Path(mlflow.download_artifacts(by_name["recipe"].info.run_id, "long_values/param.long.txt")).read_text() == "x" * 10_000
 
 
@@ -150,7 +150,8 @@ def test_a_model_through_the_server(server: Server, checkpoint: Path, tmp_path: 
     (version,) = mlflow.search_model_versions("name = 'served'")
     assert version.tags == {"base_revision": "main", "workbench.artifact": "c" * 64}
     (logged,) = mlflow.search_logged_models([mlflow.get_experiment_by_name("served").experiment_id])
-    assert version.model_id == logged.model_id
+    assert version.source == logged.artifact_location
+    assert str(logged.status) == "READY"
     assert "model/model.safetensors" in {item.path for item in mlflow.list_logged_model_artifacts(logged.model_id, "model")}
 
 

@@ -214,15 +214,18 @@ def test_two_processes_at_a_time_and_one_killed_in_the_middle(state: Path) -> No
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL, "it was to be killed in the middle"
 
-    both = [
-        subprocess.Popen([sys.executable, "-c", SYNC, directory], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in "ab"
-    ]
-    for process in both:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert "left=0, error=None" in out
-        assert err == ""
-        assert len(out.splitlines()) == 1, "MLflow's own chatter stays away"
+    other = subprocess.Popen([sys.executable, "-c", SYNC, directory], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    reached = progress.read_text()
+    while other.poll() is None and progress.read_text() == reached:
+        time.sleep(0.001)
+    while other.poll() is None:  # it is in the middle: now this process wants to do the same
+        result = sync(directory, timeout_s=0.2)
+        assert not result.refused
+    out, err = other.communicate()
+    assert other.returncode == 0, err
+    assert "left=0, error=None" in out
+    assert err == ""
+    assert len(out.splitlines()) == 1, "MLflow's own chatter stays away"
     found = runs(state, "crowd")
     assert len(found) == 9
     for name, run in found.items():

@@ -54,6 +54,13 @@ def from_folder(folder: Path, out: Path, *, link: bool) -> None:
         shutil.copyfile(file, target)
 
 
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    """Copy the files that decide how text becomes tokens, byte for byte."""
+    for pattern in ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model"):
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, out / file.name)
+
+
 def set_chat_template(folder: Path, template: Path) -> None:
     """Replace the chat template of a prepared model folder.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from ruamel.yaml import YAML
@@ -98,7 +98,7 @@ class Node:
         return self.value
 
 
-class SyntaxFault(Exception):  # noqa: N818 (a carrier within this package, never shown)
+class SyntaxFault(Exception):
     """The text cannot be read any further; carries the problems found so far, the fatal one last."""
 
     def __init__(self, problems: list[Problem]) -> None:
@@ -129,6 +129,11 @@ def parse(text: str, locate: Callable[[int, int], Origin]) -> tuple[Node | None,
         return reader.document(), reader.problems
     except MarkedYAMLError as error:
         raise SyntaxFault([*reader.problems, _syntax_problem(error, locate)]) from error
+    except (ValueError, OverflowError) as error:  # ruamel hands any \U escape to chr()
+        beyond = _BEYOND_UNICODE.search(text)
+        at = locate(*position(text, beyond.start())) if beyond else locate(1, 1)
+        fault = Problem(at, "an escape names a character beyond Unicode", r"write at most \U0010FFFF, or `\\` for a backslash")
+        raise SyntaxFault([*reader.problems, fault]) from error
 
 
 class _Reader:
@@ -212,6 +217,8 @@ class _Reader:
         while not isinstance(end, MappingEndEvent):
             key, at = self._key(end, depth), self._at(end)
             node = self._node(self._next(), depth + 1)
+            if node.value is EMPTY:
+                node = replace(node, origin=at)  # ruamel places it where the next token is
             if key in own:
                 first = own[key].at
                 self._report(end, f"`{shown(key)}` is given twice; the first is at {first.where}", "keep one of the two")
@@ -265,6 +272,7 @@ class _Reader:
 
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # YAML 1.2, section 5.1
+_BEYOND_UNICODE = re.compile(r"\\U(?!000|0010)[0-9a-fA-F]{8}")
 _INT = re.compile(r"[-+]?[0-9]{1,100}")
 _BASED = {"0x": (re.compile(r"0x[0-9a-fA-F]{1,16}"), 16), "0o": (re.compile(r"0o[0-7]{1,21}"), 8)}
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")

@@ -204,14 +204,27 @@ def _worded(error: Any, place: _Place) -> list[Problem]:
     if place.wanted is None:
         words = wording.unknown_key(place.path, place.section)
     elif error["type"].startswith("union_tag"):
-        entry = place.node.value.get(place.wanted.tag) if place.node is not None else None
-        words = wording.wrong_tag(place.path, place.wanted, entry.node if entry else None)
-        return [Problem(entry.node.origin if entry else place.at, *words)]
+        return _undecided(place, place.wanted)
     elif place.node is None:
         words = wording.missing_key(place.path, place.wanted)
     else:
         return [Problem(place.node.origin, *wording.wrong_value(place.path, place.wanted, place.node))]
     return [Problem(place.at, *words)]
+
+
+def _undecided(place: _Place, wanted: shape.Shape) -> list[Problem]:
+    """A section of several possible kinds whose deciding key names none of them; pydantic then looks at no other key."""
+    keys, tag = wanted.keys(), str(wanted.tag)
+    entries = place.node.value if place.node is not None else {}
+    strangers = [key for key in entries if key not in keys]
+    found = [Problem(entries[key].at, *wording.unknown_key((*place.path, key), wanted)) for key in strangers]
+    if tag in entries:
+        node = entries[tag].node
+        if not _already_told(node):
+            found.append(Problem(node.origin, *wording.wrong_value((*place.path, tag), keys[tag], node)))
+    elif not any(tag in near(key, keys) for key in strangers):
+        found.append(Problem(place.at, *wording.missing_key((*place.path, tag), keys[tag])))
+    return found
 
 
 def _locate(location: tuple[str | int, ...], tree: Node) -> _Place:

@@ -11,7 +11,7 @@ from workbench.recipe.shape import RECIPE, Path, Shape, dotted
 from workbench.recipe.wording import unknown_key
 
 
-class _Refused(Exception):  # noqa: N818 (a carrier within this module, never shown)
+class _Refused(Exception):
     def __init__(self, what: str, fix: str) -> None:
         self.what, self.fix = what, fix
         super().__init__()

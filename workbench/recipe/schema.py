@@ -219,6 +219,10 @@ class Train(Section):
     modules_to_save: list[Text] = Field(
         default=[], description="modules trained in full beside the adapter; most serving stacks cannot load these"
     )
+    serve_adapter: bool = Field(
+        default=True,
+        description="the adapter itself will be served, so refuse one that serving stacks cannot load; false: only the merged weights are",
+    )
     layers: Positive | None = Field(default=None, description="adapt only the last N transformer layers (backward stops there)")
     dora: bool = Field(default=False, description="weight-decomposed LoRA (Liu et al. 2024, arXiv:2402.09353)")
     rslora: bool = Field(default=False, description="rank-stabilised scaling (Kalajdzievski 2023, arXiv:2312.03732)")

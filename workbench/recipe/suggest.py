@@ -18,7 +18,7 @@ def near(word: str, options: Iterable[str], *, most: int = 3) -> list[str]:
     scored = [(_edits(plain, _plain(option)), option) for option in dict.fromkeys(options)]
     close = sorted(pair for pair in scored if pair[0] <= max(1, min(len(plain), len(_plain(pair[1]))) // 3))
     words = _words(word)
-    akin = [option for _, option in scored if _words(option) <= words or words <= _words(option)]
+    akin = [option for _, option in scored if words and (_words(option) <= words or words <= _words(option))]
     return list(dict.fromkeys([option for _, option in close] + akin))[:most]
 
 

@@ -63,13 +63,6 @@ def missing_key(path: Path, shape: Shape) -> Words:
     return f"`{dotted(path)}` is missing", f"add it{where}, for example `{path[-1]}: {flow(example(shape))}`"
 
 
-def wrong_tag(path: Path, shape: Shape, node: Node | None) -> Words:
-    """A section of several possible kinds whose deciding key says none of them."""
-    tag = str(shape.tag)
-    choice = shape.keys()[tag]
-    return missing_key((*path, tag), choice) if node is None else wrong_value((*path, tag), choice, node)
-
-
 def wrong_value(path: Path, shape: Shape, node: Node) -> Words:
     """A value that is of the wrong type, out of range or not among the choices."""
     name = dotted(path)

@@ -33,7 +33,7 @@ class Work:
     report: Report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One node of the stage graph.
 
@@ -49,7 +49,7 @@ class Stage:
     name: str
     version: int
     section: Mapping[str, Any]
-    make: Callable[[Work], Mapping[str, Any]] = field(repr=False, compare=False)
+    make: Callable[[Work], Mapping[str, Any]] = field(repr=False)
     inputs: tuple[Stage, ...] = ()
     libraries: tuple[str, ...] = ()
 

@@ -20,7 +20,7 @@ from workbench.stages import launched
 from workbench.stages.data import examples_of
 from workbench.stages.stage import Stage, Work
 from workbench.training.job import Job, raise_recorded
-from workbench.training.launch import follow, launched_by_hand
+from workbench.training.launch import follow, launched_together
 
 #: What `python -m` runs in every launched process.
 ENTRY = "workbench.stages.launched"
@@ -44,7 +44,7 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
     def make(work: Work) -> dict[str, Any]:
         job = prepare(loaded, train, work.inputs["model"].path, work.inputs["data"].path, work.workspace, origin=str(work.inputs["model"].facts["origin"]))
         log = _Log(work)
-        if launched_by_hand():
+        if launched_together():
             launched.run(job)
             raise_recorded(job.error)
             for line in job.events.read_text().splitlines():

@@ -20,9 +20,27 @@ from workbench.training.job import Job, raise_recorded
 POLL_INTERVAL = 0.5
 
 
-def launched_by_hand() -> bool:
-    """Whether this process was itself started by `accelerate launch` (or torchrun)."""
-    return "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+def launched_together() -> bool:
+    """Whether this process is one of those that `accelerate launch` (or torchrun) started together."""
+    return "RANK" in os.environ
+
+
+def processes_asked_for() -> int | None:
+    """How many processes a hand-typed `accelerate launch --cpu --num_processes N` wanted; None when it started what it was asked for.
+
+    Without MPI, accelerate 1.x starts a single process for `--cpu`, whatever N is. N then stands only in its command line.
+    """
+    if launched_together() or "MASTER_ADDR" not in os.environ or os.environ.get("ACCELERATE_USE_CPU") != "True":
+        return None
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text().split("\0")
+    except OSError:
+        return None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--num_processes", "--num-processes") and (value or following).isdigit():
+            return int(value or following)
+    return None
 
 
 def rank() -> int:
@@ -42,15 +60,15 @@ def command(job: Job, entry: str) -> list[str]:
         entry: the module that every process runs, with the job file as its argument.
     """
     launch = job.launch
-    options = ["--config_file", str((job.recipe_folder / launch.config_file))] if launch.config_file else []
-    if not launch.config_file:
-        options = ["--num_processes", str(launch.num_processes), "--num_machines", "1", "--mixed_precision", launch.mixed_precision, "--dynamo_backend", "no"]
-        if not _has_cuda():
+    options = ["--num_processes", str(launch.num_processes), "--mixed_precision", launch.mixed_precision]
+    if launch.config_file:
+        options += ["--config_file", str(job.recipe_folder / launch.config_file)]
+    else:
+        options += ["--num_machines", "1", "--dynamo_backend", "no"]
+        if launch.num_processes > 1:  # through torchrun, on CPUs too: `--cpu` would start one process (see `processes_asked_for`)
+            options += ["--multi_gpu", "--main_process_port", "0"]
+        elif not _has_cuda():
             options.append("--cpu")
-        elif launch.num_processes > 1:
-            options.append("--multi_gpu")
-        if launch.num_processes > 1:
-            options += ["--main_process_port", "0"]
     return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, "-m", entry, str(job.file)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 
 from workbench.errors import TrainingError
 from workbench.models.load import device, load_model
+from workbench.models.prepare import copy_tokenizer
 from workbench.progress import Advance
 
 
@@ -39,16 +39,14 @@ class Parity:
 
 
 def merge(base: Path, adapter: Path, out: Path, *, dtype: str, trust_remote_code: bool) -> None:
-    """Write base + adapter as one model folder, in `dtype`, with the base's tokenizer files.
+    """Write base + adapter as one model folder, in `dtype`, with the base's tokenizer.
 
     The sum is formed in float32 and rounded once. An adapter trained over a 4-bit base (QLoRA) is merged into the base's own
     16-bit weights: merging into 4 bits would round the adapter away.
     """
     merged = PeftModel.from_pretrained(load_model(base, dtype="float32", trust_remote_code=trust_remote_code), str(adapter)).merge_and_unload()
     merged.to(getattr(torch, dtype)).save_pretrained(out)
-    for file in base.iterdir():
-        if file.is_file() and not (out / file.name).exists() and file.suffix in (".json", ".jinja", ".model", ".txt", ".py") and "safetensors" not in file.name:
-            shutil.copyfile(file, out / file.name)
+    copy_tokenizer(base, out)
 
 
 def check_parity(

@@ -117,6 +117,7 @@ def fit(job: Job, score_model: ScoreModel | None) -> None:
         TrainingError: for reasons the recipe or the data can cure.
     """
     train_rows, validation_rows = Dataset(pq.read_table(job.train_rows)), Dataset(pq.read_table(job.validation_rows))
+    settings = arguments(job, len(train_rows), evaluate=len(validation_rows) > 0)  # first: it decides on the device for all of accelerate
     tokenizer = load_tokenizer(job.model, trust_remote_code=job.trust_remote_code)
     model = trainable_model(
         job.model,
@@ -130,7 +131,7 @@ def fit(job: Job, score_model: ScoreModel | None) -> None:
         prove_packing(model, [train_rows[index] for index in range(min(3, len(train_rows)))])
     trainer = Trainer(
         model=model,
-        args=arguments(job, len(train_rows), evaluate=len(validation_rows) > 0),
+        args=settings,
         data_collator=PackedBatch() if job.train.packing else PaddedBatch(tokenizer.pad_token_id),
         train_dataset=train_rows,
         eval_dataset=validation_rows if len(validation_rows) else None,

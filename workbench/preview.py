@@ -1,0 +1,239 @@
+"""`workbench check --preview`: real rows as the model will see them, lengths, and what the run will take, before it is paid for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.check import where
+from workbench.data.render import Renderer, Row, quantile
+from workbench.errors import WorkbenchError
+from workbench.models.facts import ModelFacts, read_facts
+from workbench.pipeline import fetch_sources, make, prepared
+from workbench.progress import duration
+from workbench.recipe.load import Loaded
+from workbench.recipe.schema import Gptq, Train
+from workbench.stages.data import examples_of
+from workbench.store import Store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Rows shown.
+SHOWN = 3
+#: Marks around supervised text.
+OPEN, CLOSE = "⟦", "⟧"
+#: Share of a bare matrix product's speed that training reaches, backward pass and everything between included; measured on CPUs.
+EFFICIENCY = 0.6
+#: Resident memory of Python with torch, transformers and TRL loaded, in bytes.
+RUNTIME_BYTES = 900 * 2**20
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the rows of one split: prompt and answer together.
+
+    Attributes:
+        overlong: rows longer than `train.max_length`.
+    """
+
+    split: str
+    rows: int
+    p50: int
+    p90: int
+    p99: int
+    longest: int
+    overlong: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a preview found.
+
+    Attributes:
+        rows: rendered rows, supervised text between ⟦ and ⟧.
+        lengths: one entry per split.
+        tokens, supervised: of the training rows.
+        memory_bytes: estimated peak of one training process.
+        train_seconds, evaluate_seconds: estimated.
+        problems: what would stop the run or make its result useless.
+    """
+
+    rows: tuple[str, ...]
+    lengths: tuple[Lengths, ...]
+    tokens: int
+    supervised: int
+    max_length: int | None
+    memory_bytes: int
+    train_seconds: float
+    evaluate_seconds: float
+    problems: tuple[WorkbenchError, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-compatible copy; problems as texts."""
+        return {**asdict(self), "problems": [str(problem) for problem in self.problems]}
+
+    def text(self) -> str:
+        """For a terminal."""
+        lines = [f"{SHOWN} rows as the model will see them; {OPEN}supervised{CLOSE}:"]
+        lines += ["", *(f"  {line}" for row in self.rows for line in [*row.splitlines(), ""])]
+        lines.append(f"{'tokens per row':<14}{'rows':>8}{'median':>8}{'90%':>6}{'99%':>6}{'longest':>9}{'too long':>10}")
+        lines += [f"{one.split:<14}{one.rows:>8}{one.p50:>8}{one.p90:>6}{one.p99:>6}{one.longest:>9}{one.overlong:>10}" for one in self.lengths]
+        if self.max_length is not None:
+            lines.append(f"longest row allowed: train.max_length {self.max_length}")
+            lines.append(f"training reads {self.tokens} tokens a pass, {self.supervised} of them supervised")
+        lines.append(
+            f"estimate: {self.memory_bytes / 2**30:.1f} GiB of memory, {duration(self.train_seconds)} training, {duration(self.evaluate_seconds)} evaluation on this machine"
+        )
+        return "\n".join(lines)
+
+
+def preview(loaded: Loaded, state: Path) -> Preview:
+    """Prepare model and data (the run will find them there), render, count and estimate.
+
+    Raises:
+        WorkbenchError: the sources or the data cannot be used.
+    """
+    from workbench.models.load import load_tokenizer
+
+    recipe, train = loaded.recipe, loaded.recipe.train
+    model_stage, data_stage = prepared(loaded, fetch_sources(loaded))
+    store = Store(state)
+    model, data = (make(stage, store, {}, lambda metrics, step: None) for stage in (model_stage, data_stage))
+    renderer = Renderer(load_tokenizer(model.path, trust_remote_code=recipe.model.trust_remote_code), recipe.task)
+    supervise = train.loss if train is not None else "completion"
+    splits = ["train", "validation", recipe.evaluate.split] if train is not None else [recipe.evaluate.split]
+    rows = {split: [renderer.row(example, supervise) for example in examples_of(data.path, split)] for split in dict.fromkeys(splits)}
+    limit = train.max_length if train is not None else None
+    lengths = tuple(_lengths(split, found, limit) for split, found in rows.items())
+    facts = read_facts(model.path)
+    learned = rows["train"] if train is not None else []
+    shown = next(iter(rows.values()))
+    tokens, supervised = sum(len(row.input_ids) for row in learned), sum(sum(row.supervised) for row in learned)
+    speed = matmul_speed(facts, recipe.model.dtype)
+    candidates = 1 if train is None else 2
+    evaluated = sum(len(row.input_ids) for row in rows[recipe.evaluate.split]) * candidates
+    return Preview(
+        rows=tuple(marked(row, renderer.tokenizer) for row in shown[:SHOWN]),
+        lengths=lengths,
+        tokens=tokens,
+        supervised=supervised,
+        max_length=limit,
+        memory_bytes=training_memory(facts, train, recipe.model.dtype, learned) if train is not None else RUNTIME_BYTES + facts.parameters * _BYTES[recipe.model.dtype],
+        train_seconds=training_flops(facts, train, tokens, supervised, len(learned)) / (speed * EFFICIENCY) if train is not None else 0.0,
+        evaluate_seconds=evaluated * 2 * facts.layers * facts.block_parameters / (speed * EFFICIENCY),
+        problems=(*_overlong(loaded, train, lengths, rows), *_context(loaded, facts, train), *_group_sizes(loaded, facts)),
+    )
+
+
+def marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A row as text, special tokens included, with the supervised runs between ⟦ and ⟧."""
+    text, run, inside = "", list[int](), False
+    for token, supervised in [*zip(row.input_ids, row.supervised, strict=True), (None, False)]:
+        if supervised != inside or token is None:
+            decoded = tokenizer.decode(run, skip_special_tokens=False)
+            text += f"{OPEN}{decoded}{CLOSE}" if inside else decoded
+            run, inside = [], supervised
+        if token is not None:
+            run.append(token)
+    return text
+
+
+def training_flops(facts: ModelFacts, train: Train, tokens: int, supervised: int, rows: int) -> float:
+    """Floating-point operations of a training run: 2 per weight and token forward, as much again for each gradient that is needed."""
+    trained_layers = min(train.layers or facts.layers, facts.layers)
+    weights = facts.block_parameters
+    gradients = 4 if train.method == "full" else 2  # of activations and weights, or of activations only
+    forward = 2 * weights * facts.layers * (2 if train.gradient_checkpointing else 1)
+    head = 2 * facts.vocab * facts.hidden * (3 if train.method == "full" else 2)
+    passes = train.epochs
+    if train.max_steps is not None and rows:
+        passes = train.max_steps * train.batch_size * train.gradient_accumulation / rows
+    return passes * (tokens * (forward + gradients * weights * trained_layers) + supervised * head)
+
+
+def training_memory(facts: ModelFacts, train: Train, dtype: str, rows: Sequence[Row]) -> int:
+    """Estimated peak memory of one training process in bytes: weights, gradients, AdamW's two moments, activations, logits."""
+    if train.method == "full":
+        fixed = facts.parameters * (4 + 4 + 8)
+    else:
+        names = facts.linear_shapes if train.target_modules == "all-linear" else {name: facts.linear_shapes[name] for name in train.target_modules if name in facts.linear_shapes}
+        adapter = train.rank * sum(out + inner for out, inner in names.values()) * (train.layers or facts.layers)
+        frozen = facts.parameters * _BYTES[dtype]
+        if train.method == "qlora":
+            blocks = facts.block_parameters * facts.layers
+            frozen = int(blocks * 0.53) + (facts.parameters - blocks) * _BYTES[dtype]
+        fixed = frozen + adapter * (4 + 4 + 8)
+    batch = sorted((len(row.input_ids) for row in rows), reverse=True)[: train.batch_size]
+    tokens = sum(batch)
+    supervised = sum(sum(row.supervised) for row in rows) / max(1, len(rows)) * len(batch)
+    per_layer = (12 * facts.hidden + 5 * facts.intermediate) * 2
+    kept = facts.layers * 2 * facts.hidden + per_layer if train.gradient_checkpointing else per_layer * (train.layers or facts.layers)
+    return int(RUNTIME_BYTES + fixed + tokens * kept + supervised * facts.vocab * 4 * 3)
+
+
+def matmul_speed(facts: ModelFacts, dtype: str) -> float:
+    """Floating-point operations a second of this machine for a matrix product of the model's own shape, measured for about 0.3 s."""
+    import torch
+
+    from workbench.models.load import device
+
+    one = torch.randn(512, facts.hidden, device=device(), dtype=getattr(torch, dtype))
+    other = torch.randn(facts.hidden, facts.intermediate, device=device(), dtype=getattr(torch, dtype))
+    for _ in range(3):
+        one @ other
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 0.3:
+        float((one @ other)[0, 0])  # reading a value waits for a GPU
+        done += 1
+    return done * 2 * 512 * facts.hidden * facts.intermediate / (time.perf_counter() - started)
+
+
+def _lengths(split: str, rows: Sequence[Row], limit: int | None) -> Lengths:
+    sizes = [len(row.input_ids) for row in rows]
+    overlong = sum(size > limit for size in sizes) if limit is not None else 0
+    return Lengths(split, len(rows), *(quantile(sizes, share) for share in (0.5, 0.9, 0.99, 1.0)), overlong)
+
+
+def _overlong(loaded: Loaded, train: Train | None, lengths: Sequence[Lengths], rows: dict[str, list[Row]]) -> list[WorkbenchError]:
+    """Rows that `overflow: refuse` refuses; the evaluation split is never cut, whatever its length."""
+    if train is None or train.overflow != "refuse":
+        return []
+    found = [one for one in lengths if one.overlong and one.split in ("train", "validation")]
+    if not found:
+        return []
+    total, longest = sum(one.overlong for one in found), max(one.longest for one in found)
+    return [
+        WorkbenchError(
+            f"{total} rows are longer than {train.max_length} tokens and would be truncated",
+            where=where(loaded, "train", "max_length"),
+            fix=f"raise train.max_length to {longest}, or choose train.overflow: drop or truncate",
+        )
+    ]
+
+
+def _context(loaded: Loaded, facts: ModelFacts, train: Train | None) -> list[WorkbenchError]:
+    if train is None or train.max_length <= facts.context:
+        return []
+    what = f"train.max_length {train.max_length} is beyond the model's context of {facts.context} tokens"
+    return [WorkbenchError(what, where=where(loaded, "train", "max_length"), fix=f"choose at most {facts.context}")]
+
+
+def _group_sizes(loaded: Loaded, facts: ModelFacts) -> list[WorkbenchError]:
+    """GPTQ saves a model whose group size does not divide a layer's width, and fails only when it answers."""
+    problems = []
+    for index, quantizer in enumerate(loaded.recipe.quantize):
+        if not isinstance(quantizer, Gptq) or quantizer.group_size == -1:
+            continue
+        widths = {name: inner for name, (_, inner) in facts.linear_shapes.items() if inner % quantizer.group_size}
+        if widths:
+            name, width = next(iter(widths.items()))
+            good = [size for size in (32, 64, 128, 256) if all(inner % size == 0 for _, inner in facts.linear_shapes.values())]
+            what = f"group_size {quantizer.group_size} does not divide the width {width} of {name}; the quantised model could not answer"
+            fix = f"choose {' or '.join(map(str, good))}" if good else "choose -1"
+            problems.append(WorkbenchError(what, where=where(loaded, "quantize", index, "group_size"), fix=fix))
+    return problems
