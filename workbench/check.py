@@ -60,11 +60,19 @@ def _files(loaded: Loaded) -> list[WorkbenchError]:
         ("launch", "config_file"): recipe.launch.config_file,
         ("task", "json_schema"): recipe.task.json_schema,
     }
-    return [_missing(loaded, loaded.base / text, *path) for path, text in named.items() if text is not None and not (loaded.base / text).is_file()]
+    return [
+        _missing(loaded, loaded.file(text), *path) for path, text in named.items() if text is not None and not (loaded.file(text)).is_file()
+    ]
 
 
 def _missing(loaded: Loaded, path: Path, *key: str | int) -> WorkbenchError:
-    here = Path(path.name) if not path.is_absolute() else Path.cwd() / path.relative_to(loaded.base) if path.is_relative_to(loaded.base) else None
+    here = (
+        Path(path.name)
+        if not path.is_absolute()
+        else Path.cwd() / path.relative_to(loaded.base)
+        if path.is_relative_to(loaded.base)
+        else None
+    )
     hint = "; paths start at the recipe's own folder" if here is not None and here.exists() else ""
     return WorkbenchError(f"no such file: {path}", where=where(loaded, *key), fix=f"correct the path{hint}")
 
@@ -79,7 +87,9 @@ def _served(loaded: Loaded, train: Train) -> list[WorkbenchError]:
         what = "vLLM cannot serve an adapter with `modules_to_save`"
         problems.append(WorkbenchError(what, where=where(loaded, "train", "modules_to_save"), fix=f"leave it out, or {fix}"))
     if train.dora:
-        problems.append(WorkbenchError("vLLM cannot serve a DoRA adapter", where=where(loaded, "train", "dora"), fix=f"leave it off, or {fix}"))
+        problems.append(
+            WorkbenchError("vLLM cannot serve a DoRA adapter", where=where(loaded, "train", "dora"), fix=f"leave it off, or {fix}")
+        )
     if train.rank > LARGEST_SERVED_RANK:
         what = f"vLLM serves adapters up to rank {LARGEST_SERVED_RANK}, not {train.rank}"
         problems.append(WorkbenchError(what, where=where(loaded, "train", "rank"), fix=f"lower it, or {fix}"))

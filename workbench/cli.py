@@ -24,7 +24,9 @@ data_app = typer.Typer(help="Data sources and logs of other tools.", no_args_is_
 app.add_typer(data_app, name="data")
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="the recipe, a YAML file")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as train.learning_rate=2e-4; repeatable")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override a key, such as train.learning_rate=2e-4; repeatable")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
 
 
@@ -37,7 +39,9 @@ def state() -> Path:
 def init(
     name: Annotated[str, typer.Argument(help="the recipe's name; NAME.yaml is written")],
     template: Annotated[str, typer.Option(help="classification, extraction, chat or table")] = "classification",
-    traffic: Annotated[Path | None, typer.Option("--from", metavar="FILE", help="JSONL of logged chat traffic to scaffold from, instead of a template")] = None,
+    traffic: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="JSONL of logged chat traffic to scaffold from, instead of a template")
+    ] = None,
 ) -> None:
     """Scaffold a recipe from a template or from a file of logged traffic."""
     from workbench.recipe import scaffold
@@ -107,7 +111,9 @@ def run(
 
 @app.command()
 def show(
-    run_name: Annotated[str | None, typer.Argument(metavar="[RUN]", help="a run's id, folder or recipe name; default: the latest run")] = None,
+    run_name: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="a run's id, folder or recipe name; default: the latest run")
+    ] = None,
     as_json: AsJson = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="write the report as a web page")] = None,
 ) -> None:
@@ -150,7 +156,9 @@ def sync() -> None:
     for text in result.refused:
         typer.echo(f"MLflow refused: {text}", err=True)
     if result.error:
-        raise EnvironmentFault(f"MLflow is not reachable: {result.error}", fix="start the server or set MLFLOW_TRACKING_URI, then run `workbench sync` again")
+        raise EnvironmentFault(
+            f"MLflow is not reachable: {result.error}", fix="start the server or set MLFLOW_TRACKING_URI, then run `workbench sync` again"
+        )
 
 
 @app.command()

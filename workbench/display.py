@@ -14,8 +14,14 @@ from workbench.progress import duration
 from workbench.report import total_seconds
 
 #: What a score is called, by metric.
-SCORE_NAMES = {"label": "right answers", "exact_match": "right answers", "numeric": "right answers", "json_exact": "right answers", "perplexity": "1 / perplexity"}
-KIND_NAMES = {"base": "the model as it came", "merged": "fine-tuned, adapter merged", "full": "fine-tuned, all weights"}
+SCORE_NAMES = {
+    "label": "right answers",
+    "exact_match": "right answers",
+    "numeric": "right answers",
+    "json_exact": "right answers",
+    "perplexity": "1 / perplexity",
+}
+KIND_NAMES = {"base": "as it came", "merged": "fine-tuned, merged", "full": "fine-tuned"}
 
 
 def render(report: Mapping[str, Any], console: Console) -> None:
@@ -25,7 +31,7 @@ def render(report: Mapping[str, Any], console: Console) -> None:
     console.print(f"[bold]{run['recipe']}[/bold]  run {run['id']}, {run['status']}", highlight=False)
     if report["candidates"]:
         console.print(_candidates(report, name))
-        _sentence(report, console, name)
+        _sentence(report, console)
     if report["guards"]:
         console.print(_guards(report))
     _training(report, console)
@@ -40,25 +46,38 @@ def html(report: Mapping[str, Any]) -> str:
 
 
 def _candidates(report: Mapping[str, Any], name: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=f"On {report['candidates'][0]['n']} held-out examples ({report['task']['split']} split)", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"On {report['candidates'][0]['n']} held-out examples ({report['task']['split']} split)",
+        title_justify="left",
+    )
     for heading in ("candidate", "what it is"):
         table.add_column(heading)
     for heading in (name, "95% interval", "unscored", "size", "tokens/s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in report["candidates"]:
         interval = "" if row["score"] is None else f"{_percent(row['ci_low'])} to {_percent(row['ci_high'])}"
         size = f"{row['size_bytes'] / 1e6:.0f} MB"
-        table.add_row(row["name"], KIND_NAMES.get(row["kind"], row["kind"]), _percent(row["score"]), interval, str(row["unscored"]), size, f"{row['tokens_per_s']:.0f}")
+        table.add_row(
+            row["name"],
+            KIND_NAMES.get(row["kind"], row["kind"]),
+            _percent(row["score"]),
+            interval,
+            str(row["unscored"]),
+            size,
+            f"{row['tokens_per_s']:.0f}",
+        )
     return table
 
 
-def _sentence(report: Mapping[str, Any], console: Console, name: str) -> None:
+def _sentence(report: Mapping[str, Any], console: Console) -> None:
     for row in report["candidates"]:
         gain = row["difference_to_base"]
         if gain is not None:
             low, high = 100 * gain["ci_low"], 100 * gain["ci_high"]
             console.print(
-                f"{row['name']} against base on the same {gain['n']} examples: {100 * gain['estimate']:+.1f} points ({low:+.1f} to {high:+.1f} with 95% confidence)",
+                f"{row['name']} against base on the same {gain['n']} examples: {100 * gain['estimate']:+.1f} points "
+                f"(95% interval {low:+.1f} to {high:+.1f})",
                 highlight=False,
             )
 
@@ -71,7 +90,11 @@ def _guards(report: Mapping[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for row in report["guards"]:
         interval = "" if row["score"] is None else f"{_percent(row['ci_low'])} to {_percent(row['ci_high'])}"
-        floor = "" if row["floor"] is None else f"{_percent(row['floor'])}{'' if row['floor_met'] is None else ' met' if row['floor_met'] else ' MISSED'}"
+        floor = (
+            ""
+            if row["floor"] is None
+            else f"{_percent(row['floor'])}{'' if row['floor_met'] is None else ' met' if row['floor_met'] else ' MISSED'}"
+        )
         table.add_row(row["guard"], row["candidate"], _percent(row["score"]), interval, str(row["n"]), floor)
     return table
 
@@ -81,8 +104,8 @@ def _training(report: Mapping[str, Any], console: Console) -> None:
     if training is not None:
         loss = "" if training["validation_loss"] is None else f", validation loss {training['validation_loss']:.3f}"
         console.print(
-            f"trained {training['method']} on {training['rows']} rows ({training['tokens']} tokens, {training['trained_parameters'] / 1e6:.1f} M parameters) "
-            f"in {duration(training['seconds'])}{loss}",
+            f"trained {training['method']} on {training['rows']} rows ({training['tokens']} tokens, "
+            f"{training['trained_parameters'] / 1e6:.1f} M parameters) in {duration(training['seconds'])}{loss}",
             highlight=False,
         )
     if merge is not None:
@@ -93,7 +116,9 @@ def _training(report: Mapping[str, Any], console: Console) -> None:
         )
     if model is not None and model["dequantised_from_gguf"]:
         console.print("the base's weights were dequantised from a GGUF file: its scores are those of the quantised model", highlight=False)
-    console.print(f"training and evaluation took {duration(total_seconds(report['stages'], 'train', 'merge', 'evaluate'))}", highlight=False)
+    console.print(
+        f"training and evaluation took {duration(total_seconds(report['stages'], 'train', 'merge', 'evaluate'))}", highlight=False
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -26,7 +26,7 @@ from workbench.stages.model import model_stage
 from workbench.stages.stage import Stage, Work
 from workbench.stages.train import train_stage
 from workbench.store import Artifact, Store
-from workbench.tracking import Journal, environment, sync
+from workbench.tracking import Journal, environment, sync, sync_all
 from workbench.training.job import load_job
 from workbench.training.launch import launched_together, processes_asked_for, rank, world_size
 
@@ -144,7 +144,9 @@ def make(stage: Stage, store: Store, inputs: Mapping[str, Artifact], report: Any
         started = time.perf_counter()
         with store.staging(stage.name, stage.key) as staging, disk_faults(f"making artifact {stage.name}"):
             facts = stage.make(Work(inputs, staging, store.workspace(stage.name, stage.key), report))
-            return store.publish(staging, stage.name, stage.key, ingredients=stage.ingredients, facts=facts, seconds=time.perf_counter() - started)
+            return store.publish(
+                staging, stage.name, stage.key, ingredients=stage.ingredients, facts=facts, seconds=time.perf_counter() - started
+            )
 
 
 class _Run:
@@ -160,7 +162,11 @@ class _Run:
 
     def execute(self, until: str | None) -> Path:
         resolved = dump(self.plan.loaded)
-        tags = {"workbench.recipe": self.recipe.name, "workbench.recipe_digest": digest(self.recipe.model_dump()), "workbench.run": self.plan.run_id}
+        tags = {
+            "workbench.recipe": self.recipe.name,
+            "workbench.recipe_digest": digest(self.recipe.model_dump()),
+            "workbench.run": self.plan.run_id,
+        }
         parent = self.journal.start(self.plan.run_id, tags=tags)
         with disk_faults("writing the run's folder"):
             (self.folder / "recipe.resolved.yaml").write_text(resolved)
@@ -231,7 +237,9 @@ class _Run:
             done = {name: self.made[stage.name] for name, stage in self.plan.evaluations[candidate.name].items() if stage.name in self.made}
             if not done:
                 continue
-            run = self.journal.start(f"candidate:{candidate.name}", parent=parent, tags={"workbench.candidate": candidate.name, "workbench.kind": candidate.kind})
+            run = self.journal.start(
+                f"candidate:{candidate.name}", parent=parent, tags={"workbench.candidate": candidate.name, "workbench.kind": candidate.kind}
+            )
             for name, artifact in done.items():
                 self.journal.metrics(run, {f"{name}/{key}": artifact.facts[key] for key in ("tokens_per_s", "rows", "scored")})
                 self.journal.metrics(run, {f"{name}/score": mean_score(artifact)})
@@ -246,8 +254,15 @@ class _Run:
                     "workbench.parent_artifact": self.made["train"].name,
                     "workbench.license": self.recipe.model.license,
                 }
-                name = self.recipe.name if self.recipe.tracking.register_model else None
-                self.journal.model(run, weights.path, digest=weights.key, registered_name=name, tags=lineage, max_new_tokens=self.recipe.task.max_new_tokens)
+                registered = self.recipe.name if self.recipe.tracking.register_model else None
+                self.journal.model(
+                    run,
+                    weights.path,
+                    digest=weights.key,
+                    registered_name=registered,
+                    tags=lineage,
+                    max_new_tokens=self.recipe.task.max_new_tokens,
+                )
             self.journal.end(run)
 
     def _save(self, status: str) -> None:
@@ -267,13 +282,20 @@ class _Run:
                     "name": candidate.name,
                     "kind": candidate.kind,
                     "model": self.made[candidate.weights.name].name,
-                    "outcomes": {name: self.made[stage.name].name for name, stage in self.plan.evaluations[candidate.name].items() if stage.name in self.made},
+                    "outcomes": {
+                        name: self.made[stage.name].name
+                        for name, stage in self.plan.evaluations[candidate.name].items()
+                        if stage.name in self.made
+                    },
                 }
                 for candidate in self.plan.candidates
                 if candidate.weights.name in self.made
             ],
             "task": {"metric": self.recipe.task.metric, "split": self.recipe.evaluate.split},
-            "guards": {guard.name: {"floor": guard.floor, "metric": (guard.task or self.recipe.task).metric} for guard in self.recipe.evaluate.guards},
+            "guards": {
+                guard.name: {"floor": guard.floor, "metric": (guard.task or self.recipe.task).metric}
+                for guard in self.recipe.evaluate.guards
+            },
             "origins": {key: source.origin for key, source in self.plan.sources.items()},
         }
         with disk_faults("writing the run's folder"):
@@ -285,7 +307,7 @@ class _Run:
         if not force and time.monotonic() - self.synced < SYNC_INTERVAL:
             return
         self.synced = time.monotonic()
-        result = sync(self.folder)
+        result = sync_all(self.state) if force else sync(self.folder)  # at the end also what earlier runs could not send
         if result.error and result.first:
             say(f"warning: MLflow is not reachable ({result.error}); everything is kept locally, `workbench sync` sends it later")
 
@@ -317,7 +339,9 @@ def headline_params(the_plan: Plan) -> dict[str, Any]:
     train = recipe.train
     params = {"model": recipe.model.source, "data": recipe.data.source, "metric": recipe.task.metric, "engine": recipe.evaluate.engine}
     if train is not None:
-        params |= {key: str(getattr(train, key)) for key in ("method", "rank", "learning_rate", "epochs", "batch_size", "max_length", "seed")}
+        params |= {
+            key: str(getattr(train, key)) for key in ("method", "rank", "learning_rate", "epochs", "batch_size", "max_length", "seed")
+        }
     return params
 
 

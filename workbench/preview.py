@@ -82,12 +82,15 @@ class Preview:
         lines = [f"{SHOWN} rows as the model will see them; {OPEN}supervised{CLOSE}:"]
         lines += ["", *(f"  {line}" for row in self.rows for line in [*row.splitlines(), ""])]
         lines.append(f"{'tokens per row':<14}{'rows':>8}{'median':>8}{'90%':>6}{'99%':>6}{'longest':>9}{'too long':>10}")
-        lines += [f"{one.split:<14}{one.rows:>8}{one.p50:>8}{one.p90:>6}{one.p99:>6}{one.longest:>9}{one.overlong:>10}" for one in self.lengths]
+        lines += [
+            f"{one.split:<14}{one.rows:>8}{one.p50:>8}{one.p90:>6}{one.p99:>6}{one.longest:>9}{one.overlong:>10}" for one in self.lengths
+        ]
         if self.max_length is not None:
             lines.append(f"longest row allowed: train.max_length {self.max_length}")
             lines.append(f"training reads {self.tokens} tokens a pass, {self.supervised} of them supervised")
         lines.append(
-            f"estimate: {self.memory_bytes / 2**30:.1f} GiB of memory, {duration(self.train_seconds)} training, {duration(self.evaluate_seconds)} evaluation on this machine"
+            f"estimate for this machine: {self.memory_bytes / 2**30:.1f} GiB of memory, "
+            f"{duration(self.train_seconds)} training, {duration(self.evaluate_seconds)} evaluation"
         )
         return "\n".join(lines)
 
@@ -123,7 +126,9 @@ def preview(loaded: Loaded, state: Path) -> Preview:
         tokens=tokens,
         supervised=supervised,
         max_length=limit,
-        memory_bytes=training_memory(facts, train, recipe.model.dtype, learned) if train is not None else RUNTIME_BYTES + facts.parameters * _BYTES[recipe.model.dtype],
+        memory_bytes=training_memory(facts, train, recipe.model.dtype, learned)
+        if train is not None
+        else RUNTIME_BYTES + facts.parameters * _BYTES[recipe.model.dtype],
         train_seconds=training_flops(facts, train, tokens, supervised, len(learned)) / (speed * EFFICIENCY) if train is not None else 0.0,
         evaluate_seconds=evaluated * 2 * facts.layers * facts.block_parameters / (speed * EFFICIENCY),
         problems=(*_overlong(loaded, train, lengths, rows), *_context(loaded, facts, train), *_group_sizes(loaded, facts)),
@@ -161,7 +166,11 @@ def training_memory(facts: ModelFacts, train: Train, dtype: str, rows: Sequence[
     if train.method == "full":
         fixed = facts.parameters * (4 + 4 + 8)
     else:
-        names = facts.linear_shapes if train.target_modules == "all-linear" else {name: facts.linear_shapes[name] for name in train.target_modules if name in facts.linear_shapes}
+        names = (
+            facts.linear_shapes
+            if train.target_modules == "all-linear"
+            else {name: facts.linear_shapes[name] for name in train.target_modules if name in facts.linear_shapes}
+        )
         adapter = train.rank * sum(out + inner for out, inner in names.values()) * (train.layers or facts.layers)
         frozen = facts.parameters * _BYTES[dtype]
         if train.method == "qlora":
@@ -196,7 +205,8 @@ def matmul_speed(facts: ModelFacts, dtype: str) -> float:
 def _lengths(split: str, rows: Sequence[Row], limit: int | None) -> Lengths:
     sizes = [len(row.input_ids) for row in rows]
     overlong = sum(size > limit for size in sizes) if limit is not None else 0
-    return Lengths(split, len(rows), *(quantile(sizes, share) for share in (0.5, 0.9, 0.99, 1.0)), overlong)
+    p50, p90, p99 = (quantile(sizes, share) for share in (0.5, 0.9, 0.99))
+    return Lengths(split, len(rows), p50, p90, p99, max(sizes), overlong)
 
 
 def _overlong(loaded: Loaded, train: Train | None, lengths: Sequence[Lengths], rows: dict[str, list[Row]]) -> list[WorkbenchError]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 
@@ -14,8 +15,11 @@ LOG_INTERVAL = 15.0
 
 console = Console(stderr=True, highlight=False)
 
-#: Says how far the work is, and optionally what is worth a word, such as "loss 0.31".
-Advance = Callable[[float, str], None]
+
+class Advance(Protocol):
+    """Says how far the work is, and optionally what is worth a word, such as "loss 0.31"."""
+
+    def __call__(self, done: float, note: str = "", /) -> None: ...
 
 
 def say(text: str) -> None:
@@ -39,7 +43,11 @@ def track(what: str, total: float) -> Iterator[Advance]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
             task = bar.add_task(what, total=total, note="")
-            yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+            def show(done: float, note: str = "") -> None:
+                bar.update(task, completed=done, note=note)
+
+            yield show
         return
     started = time.monotonic()
     spoken = started

@@ -52,11 +52,18 @@ def read(folder: Path) -> dict[str, Any]:
         "run": {key: run[key] for key in ("id", "recipe", "status", "time")} | {"folder": str(folder)},
         "task": run["task"],
         "candidates": [_candidate(one, run["task"], artifacts, tables) for one in run["candidates"] if (one["name"], TASK) in tables],
-        "guards": [_guard(one, name, guard, tables) for name, guard in run["guards"].items() for one in run["candidates"] if (one["name"], name) in tables],
+        "guards": [
+            _guard(one, name, guard, tables)
+            for name, guard in run["guards"].items()
+            for one in run["candidates"]
+            if (one["name"], name) in tables
+        ],
         "data": dict(artifacts["data"].facts) if "data" in artifacts else None,
         "training": _training(artifacts["train"]) if "train" in artifacts else None,
         "merge": dict(artifacts["merge"].facts) if "merge" in artifacts else None,
-        "model": {key: value for key, value in artifacts["model"].facts.items() if key != "chat_template"} if "model" in artifacts else None,
+        "model": {key: value for key, value in artifacts["model"].facts.items() if key != "chat_template"}
+        if "model" in artifacts
+        else None,
         "stages": [{key: stage[key] for key in ("name", "artifact", "seconds")} for stage in run["stages"]],
     }
 
@@ -64,7 +71,11 @@ def read(folder: Path) -> dict[str, Any]:
 def _artifact(store: Store, stage: Mapping[str, Any]) -> Artifact:
     found = store.find(stage["name"], stage["key"])
     if found is None:
-        raise WorkbenchError("an artifact of this run is missing or damaged", where=str(store.root / stage["artifact"]), fix="run the recipe again: only what is missing is made")
+        raise WorkbenchError(
+            "an artifact of this run is missing or damaged",
+            where=str(store.root / stage["artifact"]),
+            fix="run the recipe again: only what is missing is made",
+        )
     return found
 
 
@@ -78,7 +89,10 @@ def _scores(artifact: Artifact) -> dict[str, float | None]:
 
 
 def _candidate(
-    candidate: Mapping[str, Any], task: Mapping[str, Any], artifacts: Mapping[str, Artifact], tables: Mapping[tuple[str, str], Mapping[str, float | None]]
+    candidate: Mapping[str, Any],
+    task: Mapping[str, Any],
+    artifacts: Mapping[str, Artifact],
+    tables: Mapping[tuple[str, str], Mapping[str, float | None]],
 ) -> dict[str, Any]:
     facts = artifacts[f"evaluate:{candidate['name']}:{TASK}"].facts
     row = {
@@ -100,9 +114,19 @@ def _candidate(
     return row
 
 
-def _guard(candidate: Mapping[str, Any], name: str, guard: Mapping[str, Any], tables: Mapping[tuple[str, str], Mapping[str, float | None]]) -> dict[str, Any]:
-    row = {"guard": name, "candidate": candidate["name"], "metric": guard["metric"], **_mean(tables[candidate["name"], name]), "floor": guard["floor"]}
-    row["floor_met"] = None if guard["floor"] is None or candidate["kind"] == "base" or row["score"] is None else row["score"] >= guard["floor"]
+def _guard(
+    candidate: Mapping[str, Any], name: str, guard: Mapping[str, Any], tables: Mapping[tuple[str, str], Mapping[str, float | None]]
+) -> dict[str, Any]:
+    row = {
+        "guard": name,
+        "candidate": candidate["name"],
+        "metric": guard["metric"],
+        **_mean(tables[candidate["name"], name]),
+        "floor": guard["floor"],
+    }
+    row["floor_met"] = (
+        None if guard["floor"] is None or candidate["kind"] == "base" or row["score"] is None else row["score"] >= guard["floor"]
+    )
     return row
 
 
@@ -117,7 +141,7 @@ def _mean(scores: Mapping[str, float | None]) -> dict[str, Any]:
 
 def _difference(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, Any] | None:
     """Of the examples that both tables scored."""
-    both = [(one[key], other[key]) for key in one if one[key] is not None and other.get(key) is not None]
+    both = [(score, against) for key, score in one.items() if score is not None and (against := other.get(key)) is not None]
     if not both:
         return None
     interval = paired_difference([a for a, _ in both], [b for _, b in both])

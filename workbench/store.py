@@ -1,7 +1,7 @@
 """Content-addressed artifacts: written under a temporary name, synced, then renamed. Never half an artifact.
 
-    .workbench/store/<stage>-<key>/     one immutable artifact: its files, and artifact.json that names them all
-    .workbench/work/<stage>-<key>/      what a stage keeps between attempts, such as checkpoints; removed once published
+.workbench/store/<stage>-<key>/     one immutable artifact: its files, and artifact.json that names them all
+.workbench/work/<stage>-<key>/      what a stage keeps between attempts, such as checkpoints; removed once published
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Store:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def publish(self, staged: Path, stage: str, key: str, *, ingredients: Mapping[str, Any], facts: Mapping[str, Any], seconds: float) -> Artifact:
+    def publish(
+        self, staged: Path, stage: str, key: str, *, ingredients: Mapping[str, Any], facts: Mapping[str, Any], seconds: float
+    ) -> Artifact:
         """Make a filled staging directory the artifact `stage`-`key`, in one rename, after everything is on the disk.
 
         Raises:
@@ -105,8 +107,19 @@ class Store:
         """
         target = self.root / _name(stage, key)
         with disk_faults(f"publishing artifact {target.name}"):
-            files = {name: {"sha256": sha, "size": (staged / name).stat().st_size} for name, sha in tree_files(staged).items() if name != MANIFEST}
-            manifest = {"stage": stage, "key": key, "seconds": round(seconds, 3), "facts": facts, "ingredients": ingredients, "files": files}
+            files = {
+                name: {"sha256": sha, "size": (staged / name).stat().st_size}
+                for name, sha in tree_files(staged).items()
+                if name != MANIFEST
+            }
+            manifest = {
+                "stage": stage,
+                "key": key,
+                "seconds": round(seconds, 3),
+                "facts": facts,
+                "ingredients": ingredients,
+                "files": files,
+            }
             (staged / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
             for file in staged.rglob("*"):
                 _sync(file)

@@ -151,7 +151,7 @@ def test_any_text_is_a_source_or_one_clear_error(text: str) -> None:
     try:
         source = parse(text, base=BASE)
     except SourceError as error:
-        assert error.fix and "\n" not in error.what  # noqa: PT017
+        assert error.fix and "\n" not in error.what
         return
     assert parse(str(source), base=BASE) == source
     if isinstance(source, PypiSource | HubSource):

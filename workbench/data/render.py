@@ -153,7 +153,7 @@ class Renderer:
         whole = self._template([*before, answer], example)
         if not whole.startswith(start):
             raise DataError(
-                "the chat template renders the prompt differently once the answer follows, so training and inference would not see the same tokens",
+                "the chat template renders the prompt differently once the answer follows: training and inference would see other tokens",
                 where=example.where,
                 fix="set model.chat_template to one whose generation prompt is how an assistant turn begins",
             )

@@ -27,7 +27,14 @@ if TYPE_CHECKING:
 
 
 def answer(
-    model: PreTrainedModel, renderer: Renderer, examples: Sequence[Example], task: Task, metric: Scorer, *, batch_tokens: int, advance: Advance
+    model: PreTrainedModel,
+    renderer: Renderer,
+    examples: Sequence[Example],
+    task: Task,
+    metric: Scorer,
+    *,
+    batch_tokens: int,
+    advance: Advance,
 ) -> list[dict[str, Any]]:
     """Let a model answer examples and score what it says.
 
@@ -90,7 +97,9 @@ def _method(
         trees = {space: LabelTree(renderer, example, task.labels or []) for space, example in _by_ending(examples).items()}
 
         def ask_labels(batch: Sequence[int]) -> list[Reply]:
-            return score_labels(model, [prompts[i] for i in batch], [trees[_ending(examples[i])] for i in batch], renderer.tokenizer.pad_token_id)
+            return score_labels(
+                model, [prompts[i] for i in batch], [trees[_ending(examples[i])] for i in batch], renderer.tokenizer.pad_token_id
+            )
 
         return ask_labels, max(tree.size for tree in trees.values())
     if task.metric == "perplexity":
@@ -102,7 +111,14 @@ def _method(
         return ask_references, max((len(ids) for ids in answers), default=0)
 
     def ask(batch: Sequence[int]) -> list[Reply]:
-        return generate(model, renderer.tokenizer, [prompts[i] for i in batch], max_new_tokens=task.max_new_tokens, stop=task.stop, eos_ids=renderer.eos_ids)
+        return generate(
+            model,
+            renderer.tokenizer,
+            [prompts[i] for i in batch],
+            max_new_tokens=task.max_new_tokens,
+            stop=task.stop,
+            eos_ids=renderer.eos_ids,
+        )
 
     return ask, task.max_new_tokens
 

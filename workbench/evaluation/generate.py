@@ -56,7 +56,11 @@ def generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, stop_strings=list(stop) or None
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=ends,
+                pad_token_id=tokenizer.pad_token_id,
+                stop_strings=list(stop) or None,
             ),
             logits_processor=LogitsProcessorList([seen]),
             tokenizer=tokenizer if stop else None,

@@ -14,7 +14,6 @@ import torch
 
 from workbench.data.example import Example
 from workbench.data.render import Renderer
-
 from workbench.evaluation.reply import Reply
 
 if TYPE_CHECKING:
@@ -112,7 +111,9 @@ def _score(model: PreTrainedModel, prompts: Sequence[Sequence[int]], tree: Label
     return answers
 
 
-def edge_logprobs(model: PreTrainedModel, prompts: Sequence[Sequence[int]], tree: LabelTree, pad_id: int) -> list[dict[tuple[int, int], float]]:
+def edge_logprobs(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tree: LabelTree, pad_id: int
+) -> list[dict[tuple[int, int], float]]:
     """For each prompt the natural log-probability of every (node, token) edge of the tree."""
     longest, extra = max(map(len, prompts)), tree.size
     ids = torch.full((len(prompts), longest + extra), pad_id)

@@ -24,13 +24,17 @@ def read_references(model: PreTrainedModel, prompts: Sequence[Sequence[int]], an
     ids = torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
     with torch.inference_mode():
-        logits = model(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
-            use_cache=False,
-            logits_to_keep=reach + 1,
-        ).logits[:, :-1].float()
+        logits = (
+            model(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
+                use_cache=False,
+                logits_to_keep=reach + 1,
+            )
+            .logits[:, :-1]
+            .float()
+        )
         best = (logits.topk(2).values - logits.logsumexp(-1, keepdim=True)).cpu()
         chosen = logits.log_softmax(-1).gather(-1, ids[:, -reach:, None].to(logits.device))[..., 0].cpu()
     found = []

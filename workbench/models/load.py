@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import SourceError
+from workbench.models.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,10 +20,15 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     """
     from transformers import AutoTokenizer
 
+    quiet()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=trust_remote_code, local_files_only=True, padding_side="left"
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise SourceError(f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(directory), fix="the folder needs tokenizer.json") from error
+        raise SourceError(
+            f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(directory), fix="the folder needs tokenizer.json"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise SourceError(
             "the tokenizer has no end-of-sequence token, so a trained model would never stop",
@@ -34,7 +40,9 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
     return tokenizer
 
 
-def load_model(directory: Path, *, dtype: str = "bfloat16", quantize_4bit: bool = False, trust_remote_code: bool = False, **options: Any) -> PreTrainedModel:
+def load_model(
+    directory: Path, *, dtype: str = "bfloat16", quantize_4bit: bool = False, trust_remote_code: bool = False, **options: Any
+) -> PreTrainedModel:
     """The folder's causal language model.
 
     Args:
@@ -49,6 +57,7 @@ def load_model(directory: Path, *, dtype: str = "bfloat16", quantize_4bit: bool 
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    quiet()
     if quantize_4bit:
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype)

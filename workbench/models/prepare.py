@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from workbench.errors import SourceError
+from workbench.models.quiet import quiet
 
 #: Files of a model folder that are neither needed nor wanted: pickles may run code, the rest is for other frameworks.
 UNWANTED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
@@ -22,6 +23,7 @@ def from_gguf(file: Path, out: Path, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    quiet()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
@@ -33,7 +35,7 @@ def from_gguf(file: Path, out: Path, dtype: str) -> None:
             where=str(file),
             fix="fetch it again; if it is whole, its architecture is not one that transformers reads from GGUF",
         ) from error
-    model.config._name_or_path = ""  # a GGUF's free-text name is no path to load from
+    model.config.name_or_path = ""  # a GGUF's free-text name is no path to load from
     model.to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -56,7 +58,16 @@ def from_folder(folder: Path, out: Path, *, link: bool) -> None:
 
 def copy_tokenizer(folder: Path, out: Path) -> None:
     """Copy the files that decide how text becomes tokens, byte for byte."""
-    for pattern in ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.tiktoken", "*.model"):
+    for pattern in (
+        "tokenizer*",
+        "chat_template*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.*",
+        "merges.txt",
+        "*.tiktoken",
+        "*.model",
+    ):
         for file in folder.glob(pattern):
             shutil.copyfile(file, out / file.name)
 

@@ -40,6 +40,10 @@ class Loaded:
         """The folder that relative paths in the recipe start from."""
         return self.path.absolute().parent
 
+    def file(self, text: str) -> Path:
+        """The file that a path in the recipe names."""
+        return self.base / Path(text).expanduser()
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read and check a recipe.

@@ -45,7 +45,11 @@ def data_stage(loaded: Loaded, source: Materialised, held_out: Mapping[Split, Ma
         "source": source.digest,
         "held_out": {split: file.digest for split, file in held_out.items()},
         "guards": [
-            {"guard": guard.model_dump(include={"name", "format", "columns", "limit"}), "task": _row_keys(guard_task(guard, recipe.task)), "source": guards[guard.name].digest}
+            {
+                "guard": guard.model_dump(include={"name", "format", "columns", "limit"}),
+                "task": _row_keys(guard_task(guard, recipe.task)),
+                "source": guards[guard.name].digest,
+            }
             for guard in recipe.evaluate.guards
         ],
         "needed": needed_splits(loaded),
@@ -69,7 +73,9 @@ def read_data(
     splits = divide(rows, others, data.split, data.limit, needed=needed_splits(loaded))
     sets: dict[str, tuple[Example, ...]] = {}
     for guard in recipe.evaluate.guards:
-        examples = distinct(read(guards[guard.name].path, format=guard.format, columns=guard.columns, task=guard_task(guard, recipe.task))).examples
+        examples = distinct(
+            read(guards[guard.name].path, format=guard.format, columns=guard.columns, task=guard_task(guard, recipe.task))
+        ).examples
         contamination({"train": splits.train, f"guard {guard.name!r}": examples})
         sets[guard.name] = examples[: guard.limit]
     return splits, sets

@@ -105,7 +105,7 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
 
     section = {
         "set": which,
-        "task": task.model_dump(),
+        "task": task.model_dump(exclude={"json_schema"}),  # the files that it names count by their content
         "engine": recipe.evaluate.engine,
         "batch_tokens": recipe.evaluate.batch_tokens,
         "dtype": recipe.model.dtype,
@@ -121,13 +121,13 @@ def _named_files(base: Path, task: Task) -> dict[str, str]:
     from workbench.digest import file_digest
 
     module = (task.function or "").partition(":")[0]
-    paths = [base / task.json_schema] if task.json_schema else []
+    paths = [base / Path(task.json_schema).expanduser()] if task.json_schema else []
     paths += [base / module, base / (module.replace(".", "/") + ".py")] if module else []
     return {path.name: file_digest(path) for path in paths if path.is_file()}
 
 
 @lru_cache(maxsize=1)  # one candidate's sets are answered one after the other
-def _load(folder: Path, dtype: str, trust_remote_code: bool) -> PreTrainedModel:  # noqa: FBT001 - lru_cache takes positions
+def _load(folder: Path, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
     from workbench.models.load import device, load_model
 
     return load_model(folder, dtype=dtype, trust_remote_code=trust_remote_code).to(device()).eval()

@@ -50,16 +50,17 @@ def _score_model(job: Job) -> ScoreModel | None:
     from workbench.evaluation.answer import answer
     from workbench.evaluation.metrics import scorer
     from workbench.models.load import load_tokenizer
+    from workbench.training.packing import PACKED
 
     renderer = Renderer(load_tokenizer(job.model, trust_remote_code=job.trust_remote_code), job.task)
     examples = [Example.from_json(json.loads(line)) for line in job.validation_examples.read_text(encoding="utf-8").splitlines()]
     metric = scorer(job.task, base=job.recipe_folder)
 
     def score(model: PreTrainedModel) -> float:
-        attention = model.config._attn_implementation
+        attention = PACKED if job.train.packing else "sdpa"
         model.set_attn_implementation("sdpa")  # packing's attention knows no cache
         try:
-            rows = answer(model, renderer, examples, job.task, metric, batch_tokens=2048, advance=lambda done, note="": None)
+            rows = answer(model, renderer, examples, job.task, metric, batch_tokens=2048, advance=_silent)
         finally:
             model.set_attn_implementation(attention)
         scores = [row["score"] for row in rows if row["score"] is not None]
@@ -68,6 +69,10 @@ def _score_model(job: Job) -> ScoreModel | None:
         return float(sum(scores) / len(scores))
 
     return score
+
+
+def _silent(done: float, note: str = "", /) -> None:
+    """The parent shows progress from the events; an evaluation inside training adds none."""
 
 
 def _leave_with_parent(parent: int) -> None:

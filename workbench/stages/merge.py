@@ -23,7 +23,9 @@ def merge_stage(loaded: Loaded, model: Stage, data: Stage, train: Stage) -> Stag
         trust = recipe.model.trust_remote_code
         renderer = Renderer(load_tokenizer(base, trust_remote_code=trust), recipe.task)
         merge(base, adapter, work.staging, dtype=recipe.model.dtype, trust_remote_code=trust)
-        prompts = [renderer.prompt_ids(example) for example in examples_of(work.inputs["data"].path, "validation")[: recipe.merge.check_prompts]]
+        prompts = [
+            renderer.prompt_ids(example) for example in examples_of(work.inputs["data"].path, "validation")[: recipe.merge.check_prompts]
+        ]
         with track("comparing merged model and adapter", len(prompts)) as advance:
             parity = check_parity(
                 base,

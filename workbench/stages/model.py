@@ -8,16 +8,18 @@ from workbench.models.load import load_tokenizer
 from workbench.models.prepare import from_folder, from_gguf, set_chat_template
 from workbench.recipe.load import Loaded
 from workbench.sources.fetch import Materialised
+from workbench.sources.weights import check_weights
 from workbench.stages.stage import Stage, Work
 
 
 def model_stage(loaded: Loaded, source: Materialised) -> Stage:
     """The stage that prepares the base model of a recipe."""
     model = loaded.recipe.model
-    template = loaded.base / model.chat_template if model.chat_template else None
+    template = loaded.file(model.chat_template) if model.chat_template else None
     is_gguf = source.path.suffix == ".gguf"
 
     def make(work: Work) -> dict[str, object]:
+        check_weights(source.path)
         if is_gguf:
             from_gguf(source.path, work.staging, model.dtype)
         else:

@@ -12,8 +12,8 @@ from typing import Any
 from workbench.data.example import Example
 from workbench.data.render import Renderer, Row, fit, quantile
 from workbench.digest import file_digest
-from workbench.errors import DataError, TrainingError
-from workbench.progress import say, track
+from workbench.errors import TrainingError
+from workbench.progress import Advance, say, track
 from workbench.recipe.load import Loaded
 from workbench.recipe.schema import Train
 from workbench.stages import launched
@@ -42,7 +42,14 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
     recipe = loaded.recipe
 
     def make(work: Work) -> dict[str, Any]:
-        job = prepare(loaded, train, work.inputs["model"].path, work.inputs["data"].path, work.workspace, origin=str(work.inputs["model"].facts["origin"]))
+        job = prepare(
+            loaded,
+            train,
+            work.inputs["model"].path,
+            work.inputs["data"].path,
+            work.workspace,
+            origin=str(work.inputs["model"].facts["origin"]),
+        )
         log = _Log(work)
         if launched_together():
             launched.run(job)
@@ -56,15 +63,22 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
                 follow(job, ENTRY, log)
         shutil.copytree(job.trained, work.staging, dirs_exist_ok=True)
         (work.staging / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in log.history()))
-        return {**json.loads(job.result.read_text()), **log.facts(), **json.loads((job.workspace / "rows.json").read_text()), "method": train.method}
+        return {
+            **json.loads(job.result.read_text()),
+            **log.facts(),
+            **json.loads((job.workspace / "rows.json").read_text()),
+            "method": train.method,
+        }
 
-    config = loaded.base / recipe.launch.config_file if recipe.launch.config_file else None
+    config = loaded.file(recipe.launch.config_file) if recipe.launch.config_file else None
     section = {
         "train": train.model_dump(exclude={"save_steps"}),
         "launch": recipe.launch.model_dump(exclude={"threads", "config_file"}),
         "config_file": file_digest(config) if config is not None and config.is_file() else None,
         "dtype": recipe.model.dtype,
-        "task": recipe.task.model_dump(include={"chat", "system"} if train.early_stopping is None or train.early_stopping.metric != "score" else None),
+        "task": recipe.task.model_dump(
+            include={"chat", "system"} if train.early_stopping is None or train.early_stopping.metric != "score" else None
+        ),
     }
     return Stage("train", 1, section, make, (model, data), ("torch", "transformers", "peft", "trl", "accelerate"))
 
@@ -120,7 +134,11 @@ def check_supervision(rows: Sequence[Row], renderer: Renderer) -> None:
         raise TrainingError("every training row is longer than train.max_length", where="train.max_length", fix="raise it")
     silent = [row for row in rows if not any(label >= 0 for label in row.labels)]
     if silent:
-        raise TrainingError(f"{len(silent)} of {len(rows)} rows have no supervised token, so they teach nothing", where=silent[0].where, fix="check train.loss and train.max_length")
+        raise TrainingError(
+            f"{len(silent)} of {len(rows)} rows have no supervised token, so they teach nothing",
+            where=silent[0].where,
+            fix="check train.loss and train.max_length",
+        )
     endless = [row for row in rows if row.labels[-1] not in renderer.eos_ids]
     if endless and len(endless) == len(rows):
         raise TrainingError(
@@ -135,7 +153,9 @@ def _write_rows(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow.parquet as pq
 
     tokens = pa.list_(pa.int32())
-    table = pa.table({"input_ids": pa.array([row.input_ids for row in rows], tokens), "labels": pa.array([row.labels for row in rows], tokens)})
+    table = pa.table(
+        {"input_ids": pa.array([row.input_ids for row in rows], tokens), "labels": pa.array([row.labels for row in rows], tokens)}
+    )
     partial = path.with_suffix(".partial")
     pq.write_table(table, partial)
     partial.rename(path)
@@ -145,7 +165,8 @@ class _Log:
     """The Trainer's log lines as progress and metrics. A resumed run repeats steps after its checkpoint: the later line counts."""
 
     def __init__(self, work: Work) -> None:
-        self.work, self.advance = work, None
+        self.work = work
+        self.advance: Advance | None = None
         self.events: dict[tuple[int, bool], dict[str, Any]] = {}
         self.began = time.time()
         self.note = ""

@@ -13,7 +13,9 @@ from workbench.models.load import load_model
 from workbench.recipe.schema import Train
 
 
-def trainable_model(folder: Path, train: Train, *, dtype: str, origin: str, attention: str, trust_remote_code: bool) -> PreTrainedModel | PeftModel:
+def trainable_model(
+    folder: Path, train: Train, *, dtype: str, origin: str, attention: str, trust_remote_code: bool
+) -> PreTrainedModel | PeftModel:
     """Load the base model and make what the recipe trains trainable.
 
     Args:
@@ -53,11 +55,15 @@ def lora_config(model: PreTrainedModel, train: Train) -> LoraConfig:
     targets = names if train.target_modules == "all-linear" else train.target_modules
     unknown = sorted(set(targets) - set(names))
     if unknown:
-        raise TrainingError(f"the model has no linear layer called {unknown[0]!r}", where="train.target_modules", fix=f"choose among {', '.join(names)}")
+        raise TrainingError(
+            f"the model has no linear layer called {unknown[0]!r}", where="train.target_modules", fix=f"choose among {', '.join(names)}"
+        )
     modules = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     missing = sorted(set(train.modules_to_save) - modules)
     if missing:
-        raise TrainingError(f"the model has no module called {missing[0]!r}", where="train.modules_to_save", fix="name modules such as embed_tokens")
+        raise TrainingError(
+            f"the model has no module called {missing[0]!r}", where="train.modules_to_save", fix="name modules such as embed_tokens"
+        )
     depth = model.config.get_text_config().num_hidden_layers
     if train.layers is not None and train.layers > depth:
         raise TrainingError(f"the model has {depth} layers, fewer than {train.layers}", where="train.layers", fix=f"choose at most {depth}")

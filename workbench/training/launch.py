@@ -62,7 +62,7 @@ def command(job: Job, entry: str) -> list[str]:
     launch = job.launch
     options = ["--num_processes", str(launch.num_processes), "--mixed_precision", launch.mixed_precision]
     if launch.config_file:
-        options += ["--config_file", str(job.recipe_folder / launch.config_file)]
+        options += ["--config_file", str(job.recipe_folder / Path(launch.config_file).expanduser())]
     else:
         options += ["--num_machines", "1", "--dynamo_backend", "no"]
         if launch.num_processes > 1:  # through torchrun, on CPUs too: `--cpu` would start one process (see `processes_asked_for`)
@@ -87,7 +87,12 @@ def follow(job: Job, entry: str, on_event: Callable[[dict[str, Any]], None]) -> 
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command(job, entry), stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=environment, preexec_fn=die_with_parent
+            command(job, entry),
+            stdout=output,
+            stderr=output,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
         )
         try:
             position = 0
@@ -110,7 +115,7 @@ def follow(job: Job, entry: str, on_event: Callable[[dict[str, Any]], None]) -> 
         raise EnvironmentFault(
             f"training ended without a result (exit code {process.returncode}); its last words:\n    {tail}",
             where=str(log),
-            fix="if memory ran out, lower train.batch_size or set train.gradient_checkpointing; the same command continues from the last checkpoint",
+            fix="if memory ran out, lower train.batch_size or set train.gradient_checkpointing; then run the same command again",
         )
 
 

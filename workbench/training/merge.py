@@ -17,7 +17,6 @@ from workbench.models.prepare import copy_tokenizer
 from workbench.progress import Advance
 
 
-
 @dataclass(frozen=True)
 class Parity:
     """How the merged model compares with base and adapter.
@@ -44,7 +43,9 @@ def merge(base: Path, adapter: Path, out: Path, *, dtype: str, trust_remote_code
     The sum is formed in float32 and rounded once. An adapter trained over a 4-bit base (QLoRA) is merged into the base's own
     16-bit weights: merging into 4 bits would round the adapter away.
     """
-    merged = PeftModel.from_pretrained(load_model(base, dtype="float32", trust_remote_code=trust_remote_code), str(adapter)).merge_and_unload()
+    merged = PeftModel.from_pretrained(
+        load_model(base, dtype="float32", trust_remote_code=trust_remote_code), str(adapter)
+    ).merge_and_unload()
     merged.to(getattr(torch, dtype)).save_pretrained(out)
     copy_tokenizer(base, out)
 
@@ -74,7 +75,11 @@ def check_parity(
         TrainingError: another token than the adapter's where that was no near-tie, or a larger logit difference.
     """
     stored = getattr(torch, dtype)
-    one = PeftModel.from_pretrained(load_model(base, dtype=dtype, trust_remote_code=trust_remote_code).float(), str(adapter)).to(device()).eval()
+    one = (
+        PeftModel.from_pretrained(load_model(base, dtype=dtype, trust_remote_code=trust_remote_code).float(), str(adapter))
+        .to(device())
+        .eval()
+    )
     other = load_model(merged, dtype=dtype, trust_remote_code=trust_remote_code).float().to(device()).eval()
     identical = near_ties = 0
     largest = 0.0
@@ -89,7 +94,11 @@ def check_parity(
         resolution = torch.finfo(stored).eps * best[:, 0].abs()
         real = [step for step in parting if best[step, 0] - best[step, 1] > resolution[step]]
         if difference > max_logit_difference or real:
-            what = f"a logit differs by {difference:.3g}" if difference > max_logit_difference else f"token {real[0] + 1} of the answer is another"
+            what = (
+                f"a logit differs by {difference:.3g}"
+                if difference > max_logit_difference
+                else f"token {real[0] + 1} of the answer is another"
+            )
             raise TrainingError(
                 f"the merged model is not the adapter: {what} (validation prompt {index + 1})",
                 where="merge",

@@ -160,7 +160,7 @@ def prove_packing(model: PreTrainedModel, features: Sequence[Feature]) -> float:
     scale = alone.std().item()
     if not difference <= 0.25 * scale:  # rounding in bfloat16 stays under a tenth; a leaking row moves logits by their own size
         raise TrainingError(
-            f"rows packed together influence each other in this architecture (logits differ by {difference:.3g}, their spread is {scale:.3g})",
+            f"rows packed together influence each other in this model (logits differ by {difference:.3g}, their spread is {scale:.3g})",
             fix="set train.packing: false",
         )
     return difference

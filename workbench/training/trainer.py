@@ -34,12 +34,19 @@ ScoreModel = Callable[[PreTrainedModel], float]
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer that projects only supervised positions through the output head, and weighs every validation token the same."""
+    """SFTTrainer that projects only supervised positions through the output head, and weighs every validation token the same.
+
+    Attributes:
+        score_model: the task's own metric, where the recipe stops early by it.
+        tokens_seen: tokens that this process has trained on in this attempt.
+    """
 
     score_model: ScoreModel | None = None
+    tokens_seen = 0
+    control: TrainerControl
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:  # noqa: FBT001, FBT002 - the Trainer's signature
-        self.tokens_seen = getattr(self, "tokens_seen", 0) + int(inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel())
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        self.tokens_seen += int(inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel())
         if inputs["input_ids"].is_cuda:  # TRL's own fused head skips unsupervised positions there; on a CPU it computes all of them
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         nll, correct, count = self._supervised(model, inputs)
@@ -90,7 +97,9 @@ class Watch(TrainerCallback):
             with self.events.open("a") as file:
                 file.write("\n")  # ends a line that a kill may have torn
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
         if state.is_world_process_zero:
             event = {"time": time.time(), "step": state.global_step, "total": state.max_steps, **(logs or {})}
             with self.events.open("a") as file:
@@ -157,7 +166,7 @@ def fit(job: Job, score_model: ScoreModel | None) -> None:
                 "best_checkpoint_step": _step(trainer.state.best_model_checkpoint),
                 "trained_parameters": sum(trained),
                 "attempt_seconds": seconds,
-                "attempt_tokens_per_s": trainer.tokens_seen / seconds if hasattr(trainer, "tokens_seen") else None,
+                "attempt_tokens_per_s": trainer.tokens_seen / seconds,
                 "peak_memory_bytes": peak,
             },
         )
