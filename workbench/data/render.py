@@ -127,7 +127,7 @@ class Renderer:
         options: dict[str, Any] = {"tools": [*example.tools]} if example.tools else {}
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **options
+                [_for_template(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt, **options
             )
         except Exception as error:  # a template is a program of the model's author: jinja2 lets any exception through
             raise DataError(
@@ -221,6 +221,22 @@ def _truncate(row: Row, length: int) -> Row:
         answer += 1
     cut = slice(-length, None) if answer < length else slice(len(row.input_ids) - answer, len(row.input_ids) - answer + length)
     return Row(row.input_ids[cut], row.supervised[cut], row.where)
+
+
+def _for_template(message: Message) -> Message:
+    """Chat templates want the arguments of a tool call as an object; OpenAI's form has them as JSON text."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    return {**message, "tool_calls": [{**call, "function": {**call["function"], "arguments": _parsed(call["function"])}} for call in calls]}
+
+
+def _parsed(function: dict[str, Any]) -> Any:
+    arguments = function.get("arguments", {})
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        return arguments  # the template shows it as it is
 
 
 def _plain(example: Example) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +43,7 @@ class Loaded:
 
     def file(self, text: str) -> Path:
         """The file that a path in the recipe names."""
-        return self.base / Path(text).expanduser()
+        return self.base / os.path.expanduser(text)  # noqa: PTH111 - pathlib's raises for a user who does not exist
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:

@@ -20,7 +20,7 @@ from workbench.stages import launched
 from workbench.stages.data import examples_of
 from workbench.stages.stage import Stage, Work
 from workbench.training.job import Job, raise_recorded
-from workbench.training.launch import follow, launched_together
+from workbench.training.launch import follow, launched_together, read_events
 
 #: What `python -m` runs in every launched process.
 ENTRY = "workbench.stages.launched"
@@ -50,25 +50,19 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
             work.workspace,
             origin=str(work.inputs["model"].facts["origin"]),
         )
+        rows = json.loads((job.workspace / "rows.json").read_text())
         log = _Log(work)
         if launched_together():
             launched.run(job)
             raise_recorded(job.error)
-            for line in job.events.read_text().splitlines():
-                if line:
-                    log(json.loads(line))
+            read_events(job.events, 0, log)
         else:
-            with track("training", 1) as advance:
+            with track("training", job.steps(rows["rows"])) as advance:
                 log.advance = advance
                 follow(job, ENTRY, log)
         shutil.copytree(job.trained, work.staging, dirs_exist_ok=True)
         (work.staging / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in log.history()))
-        return {
-            **json.loads(job.result.read_text()),
-            **log.facts(),
-            **json.loads((job.workspace / "rows.json").read_text()),
-            "method": train.method,
-        }
+        return {**json.loads(job.result.read_text()), **log.facts(), **rows, "method": train.method}
 
     config = loaded.file(recipe.launch.config_file) if recipe.launch.config_file else None
     section = {
@@ -180,7 +174,7 @@ class _Log:
         if "loss" in event:
             self.note = f"loss {event['loss']:.3f}"
         if self.advance is not None and event["time"] >= self.began:
-            self.advance(step / max(1, event["total"]), f"step {step}/{event['total']} {self.note}")
+            self.advance(step, self.note)
 
     def history(self) -> list[dict[str, Any]]:
         return [self.events[key] for key in sorted(self.events)]

@@ -98,7 +98,7 @@ def follow(job: Job, entry: str, on_event: Callable[[dict[str, Any]], None]) -> 
             position = 0
             while True:
                 running = process.poll() is None
-                position = _read_events(job.events, position, on_event)
+                position = read_events(job.events, position, on_event)
                 if not running:
                     break
                 time.sleep(POLL_INTERVAL)
@@ -130,7 +130,7 @@ def _has_cuda() -> bool:
     return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/proc/driver/nvidia/gpus").is_dir()
 
 
-def _read_events(path: Path, position: int, on_event: Callable[[dict[str, Any]], None]) -> int:
+def read_events(path: Path, position: int, on_event: Callable[[dict[str, Any]], None]) -> int:
     """Hand over the whole lines after byte `position`; returns where to go on."""
     if not path.exists():
         return position

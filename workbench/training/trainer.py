@@ -177,8 +177,7 @@ def fit(job: Job, score_model: ScoreModel | None) -> None:
 def arguments(job: Job, rows: int, *, evaluate: bool) -> SFTConfig:
     """The Trainer's arguments for a recipe, with `rows` training rows."""
     train, launch = job.train, job.launch
-    per_step = train.batch_size * train.gradient_accumulation * launch.num_processes
-    steps = train.max_steps or max(1, math.ceil(rows / per_step * train.epochs))
+    steps = job.steps(rows)
     eval_steps = train.eval_steps or max(1, steps // 10)
     save_steps = train.save_steps or max(1, steps // 20)
     if train.early_stopping is not None:  # the best checkpoint can only be kept if there is one at every evaluation
