@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -106,7 +107,7 @@ def run(
     if folder is not None:
         _print_report(folder, as_json=as_json)
         if not as_json:
-            typer.echo("compare runs in MLflow: workbench ui")
+            typer.echo(f"compare runs in MLflow: {_command()} ui")
 
 
 @app.command()
@@ -135,7 +136,7 @@ def _print_report(folder: Path, *, as_json: bool, html: Path | None = None) -> N
         html.write_text(display.html(found), encoding="utf-8")
         typer.echo(f"wrote {html}")
     else:
-        display.render(found, Console())
+        display.render(found, Console(width=None if sys.stdout.isatty() else 110))
 
 
 @app.command()
@@ -199,6 +200,11 @@ def data_import(
     typer.echo(f"wrote {out}: {table.num_rows} outcomes")
 
 
+def _command() -> str:
+    """How this user calls `workbench`: by name, or by its path in an environment that is not activated."""
+    return "workbench" if shutil.which("workbench") else os.path.relpath(Path(sys.executable).parent / "workbench")
+
+
 def main() -> None:
     """The `workbench` command: errors become one message and an exit code."""
     debug = "--debug" in sys.argv[1:]
@@ -212,6 +218,13 @@ def main() -> None:
         sys.exit(error.exit_code)
     except typer.Abort:
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if debug or (error.name or "").startswith("workbench"):
+            raise
+        typer.echo(
+            f"error: this verb needs the package {error.name}\n  fix: install the training stack: pip install 'workbench[train]'", err=True
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command continues", err=True)
         sys.exit(130)

@@ -18,6 +18,7 @@ from typing import Any
 
 from workbench.digest import tree_files
 from workbench.errors import StoreError, disk_faults
+from workbench.progress import say
 
 MANIFEST = "artifact.json"
 
@@ -82,7 +83,11 @@ class Store:
             self.scratch.mkdir(parents=True, exist_ok=True)
             file = (self.scratch / f"{_name(stage, key)}.lock").open("w")
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say(f"  another run is making {_name(stage, key)}; waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     @contextmanager

@@ -101,6 +101,7 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
             "peak_memory_bytes": _peak_memory(),
             "size_bytes": sum(file.stat().st_size for file in weights.path.glob("*.safetensors")),
             "model": weights.name,
+            "rendering": renderer.fingerprint,
         }
 
     section = {

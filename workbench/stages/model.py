@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from workbench.digest import file_digest
 from workbench.models.facts import read_facts
 from workbench.models.load import load_tokenizer
@@ -37,6 +39,7 @@ def model_stage(loaded: Loaded, source: Materialised) -> Stage:
             "parameters": facts.parameters,
             "architecture": facts.architecture,
             "chat_template": tokenizer.chat_template,
+            "chat_template_sha256": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
         }
 
     section = {

@@ -13,15 +13,12 @@ from workbench.models.load import load_model
 from workbench.recipe.schema import Train
 
 
-def trainable_model(
-    folder: Path, train: Train, *, dtype: str, origin: str, attention: str, trust_remote_code: bool
-) -> PreTrainedModel | PeftModel:
+def trainable_model(folder: Path, train: Train, *, dtype: str, attention: str, trust_remote_code: bool) -> PreTrainedModel | PeftModel:
     """Load the base model and make what the recipe trains trainable.
 
     Args:
         folder: the base model.
         dtype: precision of weights that stay frozen; all-weights training holds them in float32 and computes in `launch.mixed_precision`.
-        origin: the base model's source, recorded in the adapter.
         attention: name of the attention implementation.
 
     Raises:
@@ -40,9 +37,7 @@ def trainable_model(
     config = lora_config(model, train)
     if train.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=train.gradient_checkpointing)
-    adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = origin
-    return adapted
+    return get_peft_model(model, config)
 
 
 def lora_config(model: PreTrainedModel, train: Train) -> LoraConfig:

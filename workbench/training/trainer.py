@@ -132,7 +132,6 @@ def fit(job: Job, score_model: ScoreModel | None) -> None:
         job.model,
         job.train,
         dtype=job.dtype,
-        origin=job.origin,
         attention=PACKED if job.train.packing else "sdpa",
         trust_remote_code=job.trust_remote_code,
     )
