@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.support.workplace import Workplace
+
+settings.register_profile("house", deadline=None)  # how long an example takes says more about the machine than about the code
+settings.load_profile("house")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -12,3 +22,29 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device here")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real model folder; copy or link it, never write to it."""
+    from tests.support.tiny import make_model
+
+    return make_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workplace:
+    """A workplace in which `workbench run desk.yaml` has trained, merged, evaluated and tracked; read it, or run it again."""
+    from tests.support.workplace import GUARDS, RECIPE, SECRETS, TRAIN, furnish
+
+    place = furnish(tmp_path_factory.mktemp("finished"), RECIPE, TRAIN, GUARDS)
+    (place.folder / "model").symlink_to(tiny_model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        for name, value in SECRETS.items():
+            patch.setenv(name, value)
+        said = place("run", "desk.yaml", "--json")
+    assert said.code == 0, said.err
+    place.write("stdout.json", said.out)
+    place.write("stderr.txt", said.err)
+    return place

@@ -19,7 +19,7 @@ def check_static(loaded: Loaded) -> None:
     Raises:
         RecipeError: with every problem, each at the line of the recipe that causes it.
     """
-    problems = [*_sources(loaded), *_files(loaded)]
+    problems = [*_sources(loaded), *_files(loaded), *_launch(loaded)]
     if loaded.recipe.train is not None:
         problems += _served(loaded, loaded.recipe.train)
     if problems:
@@ -63,6 +63,25 @@ def _files(loaded: Loaded) -> list[WorkbenchError]:
     return [
         _missing(loaded, loaded.file(text), *path) for path, text in named.items() if text is not None and not (loaded.file(text)).is_file()
     ]
+
+
+def _launch(loaded: Loaded) -> list[WorkbenchError]:
+    """An accelerate config that accelerate could not even read; what its keys mean is for accelerate to say."""
+    text = loaded.recipe.launch.config_file
+    if text is None or not loaded.file(text).is_file():
+        return []
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        config = YAML(typ="safe").load(loaded.file(text).read_text(encoding="utf-8"))
+        fault = None if isinstance(config, dict) else "it holds no keys and values"
+    except (YAMLError, ValueError, OSError) as error:
+        fault = " ".join(str(error).split())[:200]
+    if fault is None:
+        return []
+    what = f"{loaded.file(text)} is no accelerate config: {fault}"
+    return [WorkbenchError(what, where=where(loaded, "launch", "config_file"), fix="write one with `accelerate config --config_file FILE`")]
 
 
 def _missing(loaded: Loaded, path: Path, *key: str | int) -> WorkbenchError:

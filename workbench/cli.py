@@ -73,7 +73,8 @@ def check(
     loaded = load(recipe, overrides or [])
     check_static(loaded)
     if resolved:
-        typer.echo(dump(loaded), nl=False)
+        text = dump(loaded)
+        typer.echo(json.dumps({"recipe": loaded.recipe.name, "valid": True, "resolved": text}) if as_json else text, nl=as_json)
         return
     if preview:
         from workbench import preview as previews
@@ -210,30 +211,32 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments, standalone_mode=False)
-    except WorkbenchError as error:
-        if debug:
-            raise
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        if debug or (error.name or "").startswith("workbench"):
-            raise
-        typer.echo(
-            f"error: this verb needs the package {error.name}\n  fix: install the training stack: pip install 'workbench[train]'", err=True
-        )
-        sys.exit(1)
-    except KeyboardInterrupt:
+        app(arguments, standalone_mode=False, prog_name="workbench")
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("interrupted; the same command continues", err=True)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # click's own errors: a bad option, a missing argument
-        if usage is not None and not debug:
-            typer.echo(f"error: {usage()}\n  fix: see workbench --help", err=True)
-            sys.exit(2)
         if debug:
             raise
-        typer.echo(f"error: unexpected {type(error).__name__}: {error}\n  fix: run again with --debug and report what it prints", err=True)
-        sys.exit(1)
+        text, code = _explained(error)
+        typer.echo(text, err=True)
+        sys.exit(code)
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    """What to say about an error, and the exit code."""
+    if isinstance(error, WorkbenchError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"error: {where}{error.strerror or error}\n  fix: check the path, its permissions and the disk", 1
+    usage = getattr(error, "format_message", None)  # click's own errors: a bad option, a missing argument
+    if usage is not None:
+        text, context = usage(), getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "workbench"
+        # A verb without its arguments gets its help, which is no complaint.
+        return (text if text.startswith("Usage:") else f"error: {command}: {text}\n  fix: see {command} --help"), 2
+    return f"error: unexpected {type(error).__name__}: {error}\n  fix: run again with --debug and report what it prints", 1

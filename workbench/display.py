@@ -51,9 +51,10 @@ def _candidates(report: Mapping[str, Any], name: str) -> Table:
         title=f"On {report['candidates'][0]['n']} held-out examples ({report['task']['split']} split)",
         title_justify="left",
     )
-    for heading in ("candidate", "what it is"):
-        table.add_column(heading)
-    for heading in (name, "95% interval", "unscored", "size", "tokens/s"):
+    table.add_column("candidate", no_wrap=True)
+    table.add_column("what it is")  # the one column that may wrap: everything fits into 80 characters
+    unscored = any(row["unscored"] for row in report["candidates"])
+    for heading in (name, "95% interval", *(["unscored"] if unscored else []), "size", "tokens/s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["candidates"]:
         interval = "" if row["score"] is None else f"{_percent(row['ci_low'])} to {_percent(row['ci_high'])}"
@@ -63,7 +64,7 @@ def _candidates(report: Mapping[str, Any], name: str) -> Table:
             KIND_NAMES.get(row["kind"], row["kind"]),
             _percent(row["score"]),
             interval,
-            str(row["unscored"]),
+            *([str(row["unscored"])] if unscored else []),
             size,
             f"{row['tokens_per_s']:.0f}",
         )
@@ -86,7 +87,7 @@ def _guards(report: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Guard sets: what the fine-tune did outside its task", title_justify="left")
     for heading in ("guard", "candidate"):
         table.add_column(heading)
-    for heading in ("score", "95% interval", "n", "floor"):
+    for heading in ("score", "95% interval", "n", "unscored", "floor"):
         table.add_column(heading, justify="right")
     for row in report["guards"]:
         interval = "" if row["score"] is None else f"{_percent(row['ci_low'])} to {_percent(row['ci_high'])}"
@@ -95,7 +96,7 @@ def _guards(report: Mapping[str, Any]) -> Table:
             if row["floor"] is None
             else f"{_percent(row['floor'])}{'' if row['floor_met'] is None else ' met' if row['floor_met'] else ' MISSED'}"
         )
-        table.add_row(row["guard"], row["candidate"], _percent(row["score"]), interval, str(row["n"]), floor)
+        table.add_row(row["guard"], row["candidate"], _percent(row["score"]), interval, str(row["n"]), str(row["unscored"]), floor)
     return table
 
 

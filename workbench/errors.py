@@ -7,6 +7,7 @@ traceback, and exits with the class's `exit_code`. Anything else that reaches th
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -67,24 +68,32 @@ class StoreError(EnvironmentFault):
 
 @contextmanager
 def disk_faults(doing: str) -> Iterator[None]:
-    """Turn a full or read-only disk into one clear `StoreError`; every other `OSError` passes through.
+    """Turn a full or read-only disk into one clear `StoreError`; everything else passes through.
 
     Args:
         doing: what was being done, as in "publishing artifact train-1f0c".
     """
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         cause = {
             errno.ENOSPC: "no space left on the disk",
             errno.EDQUOT: "the disk quota is used up",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied",
-        }.get(error.errno or 0)
+        }.get(_number(error))
         if cause is None:
             raise
         raise StoreError(
             f"{cause} while {doing}",
-            where=str(error.filename) if error.filename else None,
+            where=str(error.filename) if isinstance(error, OSError) and error.filename else None,
             fix="free some space or make it writable, then run the same command again; finished stages are kept",
         ) from error
+
+
+def _number(error: Exception) -> int:
+    """The system's number of an error, 0 where it has none. Libraries written in Rust, such as safetensors, have it in their text only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from workbench.digest import digest
 from workbench.errors import RecipeError, WorkbenchError, disk_faults
+from workbench.evaluation.metrics import scorer
 from workbench.progress import duration, say
 from workbench.recipe.load import Loaded
 from workbench.recipe.resolved import dump
@@ -19,7 +20,7 @@ from workbench.recipe.schema import Split
 from workbench.sources.fetch import Materialised, default_cache, materialise
 from workbench.sources.reference import parse
 from workbench.stages import launched
-from workbench.stages.data import data_stage
+from workbench.stages.data import data_stage, guard_stage
 from workbench.stages.evaluate import Candidate, evaluate_stages
 from workbench.stages.merge import merge_stage
 from workbench.stages.model import model_stage
@@ -78,8 +79,8 @@ def plan(loaded: Loaded) -> Plan:
         fix = "leave `quantize` out of this run; `workbench check --preview` already says whether it would work"
         raise RecipeError([WorkbenchError("this version checks `quantize` but does not run it yet", where=where, fix=fix)])
     sources = fetch_sources(loaded)
-    model, data = prepared(loaded, sources)
-    stages, candidates = [model, data], [Candidate("base", "base", model)]
+    model, data, guards = prepared(loaded, sources)
+    stages, candidates = [model, data, *guards.values()], [Candidate("base", "base", model)]
     if recipe.train is not None:
         train = train_stage(loaded, recipe.train, model, data)
         stages.append(train)
@@ -89,16 +90,27 @@ def plan(loaded: Loaded) -> Plan:
             merge = merge_stage(loaded, model, data, train)
             stages.append(merge)
             candidates.append(Candidate("tuned", "merged", merge, train))
-    evaluations = {candidate.name: evaluate_stages(loaded, candidate, data) for candidate in candidates}
+    evaluations = {candidate.name: evaluate_stages(loaded, candidate, data, guards) for candidate in candidates}
     stages += [stage for sets in evaluations.values() for stage in sets.values()]
     return Plan(loaded, tuple(stages), tuple(candidates), evaluations, sources)
 
 
-def prepared(loaded: Loaded, sources: Mapping[str, Materialised]) -> tuple[Stage, Stage]:
-    """The stages `model` and `data`, which every other stage stands on and which cost next to nothing."""
+def prepared(loaded: Loaded, sources: Mapping[str, Materialised]) -> tuple[Stage, Stage, dict[str, Stage]]:
+    """The stages `model` and `data`, and the stage of each guard set by its name: what all else stands on, and next to free.
+
+    Raises:
+        EvaluationError: a metric lacks what it needs, such as a function that can be imported; better said before training than after.
+    """
+    recipe = loaded.recipe
+    for task in [recipe.task, *(guard.task for guard in recipe.evaluate.guards if guard.task is not None)]:
+        scorer(task, base=loaded.base)
     held_out = {cast(Split, key.rpartition(".")[2]): file for key, file in sources.items() if key.startswith("data.held_out.")}
-    guards = {guard.name: sources[f"evaluate.guards.{index}.source"] for index, guard in enumerate(loaded.recipe.evaluate.guards)}
-    return model_stage(loaded, sources["model.source"]), data_stage(loaded, sources["data.source"], held_out, guards)
+    data = data_stage(loaded, sources["data.source"], held_out)
+    guards = {
+        guard.name: guard_stage(loaded, guard, sources[f"evaluate.guards.{index}.source"], data)
+        for index, guard in enumerate(recipe.evaluate.guards)
+    }
+    return model_stage(loaded, sources["model.source"]), data, guards
 
 
 def fetch_sources(loaded: Loaded) -> dict[str, Materialised]:
@@ -130,7 +142,8 @@ def run(loaded: Loaded, state: Path, *, until: str | None = None) -> Path | None
     the_plan = plan(loaded)
     store = Store(state)
     if rank() != 0:
-        _help_to_train(the_plan, store)
+        if until in (None, *STAGES[STAGES.index("train") :]):
+            _help_to_train(the_plan, store)
         return None
     return _Run(the_plan, store, state).execute(until)
 
@@ -220,8 +233,9 @@ class _Run:
         """What a stage leaves in MLflow besides its numbers."""
         match _kind(stage):
             case "data":
-                for name, rows in {**artifact.facts["sizes"], **artifact.facts["guards"]}.items():
-                    origin = self.plan.sources["data.source"].origin
+                guard = stage.name.partition(":")[2]
+                for name, rows in {guard: artifact.facts["rows"]}.items() if guard else artifact.facts["sizes"].items():
+                    origin = artifact.facts["origin"]
                     self.journal.dataset(run, f"{self.recipe.name}-{name}", digest=stage.key, source=origin, rows=rows, context=name)
             case "train":
                 self.journal.params(run, self.recipe.train.model_dump() if self.recipe.train else {})

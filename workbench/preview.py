@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,9 +104,11 @@ def preview(loaded: Loaded, state: Path) -> Preview:
     from workbench.models.load import load_tokenizer
 
     recipe, train = loaded.recipe, loaded.recipe.train
-    model_stage, data_stage = prepared(loaded, fetch_sources(loaded))
+    model_stage, data_stage, guard_stages = prepared(loaded, fetch_sources(loaded))
     store = Store(state)
-    model, data = (make(stage, store, {}, lambda metrics, step: None) for stage in (model_stage, data_stage))
+    model, data = (make(stage, store, {}, _unheard) for stage in (model_stage, data_stage))
+    for stage in guard_stages.values():
+        make(stage, store, {"data": data}, _unheard)
     renderer = Renderer(load_tokenizer(model.path, trust_remote_code=recipe.model.trust_remote_code), recipe.task)
     supervise = train.loss if train is not None else "completion"
     splits = ["train", "validation", recipe.evaluate.split] if train is not None else [recipe.evaluate.split]
@@ -133,6 +135,10 @@ def preview(loaded: Loaded, state: Path) -> Preview:
         evaluate_seconds=evaluated * 2 * facts.layers * facts.block_parameters / (speed * EFFICIENCY),
         problems=(*_overlong(loaded, train, lengths, rows), *_context(loaded, facts, train), *_group_sizes(loaded, facts)),
     )
+
+
+def _unheard(metrics: Mapping[str, float], step: int | None) -> None:
+    """Preparing reports no numbers."""
 
 
 def marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:

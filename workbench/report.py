@@ -21,7 +21,7 @@ def find_run(state: Path, which: str | None) -> Path:
         WorkbenchError: there is none.
     """
     if which is not None and (Path(which) / "run.json").is_file():
-        return Path(which)
+        return Path(which).absolute()
     runs = sorted((state / "runs").glob("*/run.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in runs:
         if which in (None, path.parent.name, json.loads(path.read_text())["recipe"]):

@@ -59,9 +59,10 @@ class Store:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             whole = all((path / name).stat().st_size == entry["size"] for name, entry in manifest["files"].items())
-        except (OSError, ValueError, KeyError):
+            artifact = Artifact(path, manifest["stage"], manifest["key"], manifest["facts"], manifest["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return Artifact(path, manifest["stage"], manifest["key"], manifest["facts"], manifest["seconds"]) if whole else None
+        return artifact if whole else None
 
     def damaged(self, artifact: Artifact) -> list[str]:
         """Names of the files whose bytes are not what was published; reads everything."""
@@ -129,10 +130,13 @@ class Store:
             for file in staged.rglob("*"):
                 _sync(file)
             _sync(staged)
+            damaged = self.root / f".{target.name}.damaged"
+            shutil.rmtree(damaged, ignore_errors=True)
             if target.exists():  # damaged, or `find` would have returned it
-                target.rename(self.root / f".{target.name}.damaged-{os.getpid()}")
+                target.rename(damaged)
             staged.rename(target)
             _sync(self.root)
+        shutil.rmtree(damaged, ignore_errors=True)
         shutil.rmtree(self.scratch / _name(stage, key), ignore_errors=True)
         published = self.find(stage, key)
         if published is None:

@@ -33,11 +33,13 @@ class Row:
     Attributes:
         input_ids: token ids of prompt and answer, length T.
         supervised: length T; whether the model is trained to predict that token.
+        prompt: how many of the tokens come before the answer.
         where: file and row it came from.
     """
 
     input_ids: tuple[int, ...]
     supervised: tuple[bool, ...]
+    prompt: int
     where: str
 
     @property
@@ -97,7 +99,7 @@ class Renderer:
         if supervise == "assistant" and self._is_chat(example):
             for start, end in self._assistant_spans(example):
                 supervised[start:end] = [True] * (end - start)
-        return Row(tuple(prompt + answer), tuple(supervised), example.where)
+        return Row(tuple(prompt + answer), tuple(supervised), len(prompt), example.where)
 
     @property
     def fingerprint(self) -> str:
@@ -214,13 +216,9 @@ def fit(rows: Sequence[Row], max_length: int, overflow: str, *, key: str = "trai
 
 
 def _truncate(row: Row, length: int) -> Row:
-    answer = 0
-    for wanted in reversed(row.supervised):
-        if not wanted:
-            break
-        answer += 1
-    cut = slice(-length, None) if answer < length else slice(len(row.input_ids) - answer, len(row.input_ids) - answer + length)
-    return Row(row.input_ids[cut], row.supervised[cut], row.where)
+    start = min(row.prompt, len(row.input_ids) - length)
+    cut = slice(start, start + length)
+    return Row(row.input_ids[cut], row.supervised[cut], row.prompt - start, row.where)
 
 
 def _for_template(message: Message) -> Message:
@@ -241,9 +239,6 @@ def _parsed(function: dict[str, Any]) -> Any:
 
 def _plain(example: Example) -> str:
     """Messages as raw text, for `chat: false` over chat rows: the contents, one paragraph each."""
-    return (
-        "\n\n".join(
-            str(message.get("content") or json.dumps(message.get("tool_calls"))) for message in example.prompt if isinstance(message, dict)
-        )
-        + "\n\n"
-    )
+    messages = [message for message in example.prompt if isinstance(message, dict)]
+    texts = [message.get("content") or (json.dumps(message["tool_calls"]) if "tool_calls" in message else "") for message in messages]
+    return "".join(f"{text}\n\n" for text in texts if text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.data.example import Example
@@ -52,20 +53,22 @@ def answer(
         EvaluationError: a prompt and its answer do not fit into the model's context.
     """
     prompts = [renderer.prompt_ids(example) for example in examples]
-    ask, room = _method(model, renderer, examples, prompts, task)
+    method = _method(model, renderer, examples, prompts, task)
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(range(len(prompts)), key=lambda index: len(prompts[index]), default=0)
-    if prompts and context is not None and len(prompts[longest]) + room > context:
+    ends = [len(prompt) + reach for prompt, reach in zip(prompts, method.reach, strict=True)]
+    longest = max(range(len(ends)), key=ends.__getitem__, default=0)
+    if ends and context is not None and ends[longest] > context:
+        prompt, reach = len(prompts[longest]), method.reach[longest]
         raise EvaluationError(
-            f"a prompt of {len(prompts[longest])} tokens and an answer of {room} do not fit into the model's context of {context}",
+            f"a prompt of {prompt} tokens and an answer of {reach} do not fit into the model's context of {context}",
             where=examples[longest].where,
             fix="shorten the prompt, lower task.max_new_tokens, or use a model with a longer context",
         )
     rows: list[dict[str, Any]] = [{} for _ in examples]
     done = 0
-    for batch in batches([len(prompt) + room for prompt in prompts], batch_tokens):
+    for batch in batches([len(prompt) + room for prompt, room in zip(prompts, method.room, strict=True)], batch_tokens):
         started = time.perf_counter()
-        answers = ask(batch)
+        answers = method.ask(batch)
         seconds = time.perf_counter() - started
         for index, said in zip(batch, answers, strict=True):
             rows[index] = _row(examples[index], prompts[index], said, seconds, task, metric)
@@ -89,26 +92,42 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
+@dataclass(frozen=True)
+class _Method:
+    """How examples are answered.
+
+    Attributes:
+        ask: answers a batch of example indices.
+        room: for each example, the tokens that are computed after its prompt.
+        reach: for each example, how far beyond its prompt the last position lies; branches of a label tree share positions.
+    """
+
+    ask: Callable[[Sequence[int]], list[Reply]]
+    room: Sequence[int]
+    reach: Sequence[int]
+
+
 def _method(
     model: PreTrainedModel, renderer: Renderer, examples: Sequence[Example], prompts: Sequence[Sequence[int]], task: Task
-) -> tuple[Callable[[Sequence[int]], list[Reply]], int]:
-    """How a batch of example indices is answered, and how many tokens an answer may take."""
-    if task.metric == "label" and examples:
-        trees = {space: LabelTree(renderer, example, task.labels or []) for space, example in _by_ending(examples).items()}
+) -> _Method:
+    if task.metric == "label":
+        by_ending = {space: LabelTree(renderer, example, task.labels or []) for space, example in _by_ending(examples).items()}
+        depths = {space: max(tree.depths, default=-1) + 1 for space, tree in by_ending.items()}
+        endings = [_ending(example) for example in examples]
+        trees = [by_ending[ending] for ending in endings]
 
         def ask_labels(batch: Sequence[int]) -> list[Reply]:
-            return score_labels(
-                model, [prompts[i] for i in batch], [trees[_ending(examples[i])] for i in batch], renderer.tokenizer.pad_token_id
-            )
+            return score_labels(model, [prompts[i] for i in batch], [trees[i] for i in batch], renderer.tokenizer.pad_token_id)
 
-        return ask_labels, max(tree.size for tree in trees.values())
+        return _Method(ask_labels, [tree.size for tree in trees], [depths[ending] for ending in endings])
     if task.metric == "perplexity":
         answers = [renderer.answer_ids(example) for example in examples]
 
         def ask_references(batch: Sequence[int]) -> list[Reply]:
             return read_references(model, [prompts[i] for i in batch], [answers[i] for i in batch], renderer.tokenizer.pad_token_id)
 
-        return ask_references, max((len(ids) for ids in answers), default=0)
+        sizes = [len(ids) for ids in answers]
+        return _Method(ask_references, sizes, sizes)
 
     def ask(batch: Sequence[int]) -> list[Reply]:
         return generate(
@@ -120,7 +139,8 @@ def _method(
             eos_ids=renderer.eos_ids,
         )
 
-    return ask, task.max_new_tokens
+    sizes = [task.max_new_tokens] * len(examples)
+    return _Method(ask, sizes, sizes)
 
 
 def _by_ending(examples: Sequence[Example]) -> dict[bool, Example]:

@@ -128,10 +128,11 @@ def edge_logprobs(
         mask[row, 0, pad:longest, pad:longest] = causal[pad:, pad:]
         mask[row, 0, longest:, pad:longest] = True
         mask[row, 0, longest:, longest:] = tree.visible
+    hidden = torch.zeros(mask.shape, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
     with torch.inference_mode():
         logits = model(
             input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            attention_mask=hidden.to(model.device),  # to be added: eager attention would add a boolean mask as 0 and 1
             position_ids=positions.to(model.device),
             use_cache=False,
             logits_to_keep=extra + 1,

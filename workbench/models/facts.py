@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import SourceError
 
@@ -64,24 +65,31 @@ def read_facts(directory: Path) -> ModelFacts:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         config = {**config, **config.get("text_config", {})}
-        heads = config["num_attention_heads"]
+        heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         return ModelFacts(
-            architecture=(config.get("architectures") or [config["model_type"]])[0],
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            intermediate=config["intermediate_size"],
+            architecture=str((config.get("architectures") or [config["model_type"]])[0]),
+            layers=_count(config, "num_hidden_layers"),
+            hidden=hidden,
+            intermediate=_count(config, "intermediate_size"),
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocab=config["vocab_size"],
-            context=config["max_position_embeddings"],
-            tied=config.get("tie_word_embeddings", False),
+            kv_heads=_count(config, "num_key_value_heads", heads),
+            head_dim=_count(config, "head_dim", hidden // heads),
+            vocab=_count(config, "vocab_size"),
+            context=_count(config, "max_position_embeddings"),
+            tied=bool(config.get("tie_word_embeddings", True)),  # the one value that transformers 4 leaves out when it saves
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(
             f"not the configuration of a decoder-only transformer ({type(error).__name__}: {error})",
             where=str(path),
             fix="name a folder in Hugging Face's layout with a config.json, or a .gguf file",
         ) from error
+
+
+def _count(config: dict[str, Any], key: str, default: int | None = None) -> int:
+    value = config[key] if default is None or config.get(key) is not None else default
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{key} is {value!r}, not a positive whole number")
+    return value

@@ -25,7 +25,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
         tokenizer = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=trust_remote_code, local_files_only=True, padding_side="left"
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises bare exceptions for files it cannot read
         raise SourceError(
             f"the tokenizer cannot be loaded: {_first_line(error)}", where=str(directory), fix="the folder needs tokenizer.json"
         ) from error
@@ -51,9 +51,10 @@ def load_model(
         options: handed to `from_pretrained`.
 
     Raises:
-        SourceError: the weights are missing, damaged or not safetensors.
+        SourceError: the weights are missing, damaged, not safetensors, or not those of the model that config.json describes.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -63,20 +64,23 @@ def load_model(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=getattr(torch, dtype)
         )
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with the name
             **options,
         )
-    except (OSError, SafetensorError, ValueError) as error:
-        raise SourceError(
-            f"the weights cannot be loaded: {_first_line(error)}",
-            where=str(directory),
-            fix="the folder needs whole .safetensors files that fit its config.json; fetch the model again",
-        ) from error
+    except (OSError, SafetensorError, ValueError, StrictDataclassError) as error:
+        raise _unusable(directory, _first_line(error)) from error
+    wrong = [("is missing", sorted(found["missing_keys"])), ("has another shape", sorted(key[0] for key in found["mismatched_keys"]))]
+    for what, tensors in wrong:  # transformers fills such weights with random numbers and goes on
+        if tensors:
+            raise _unusable(directory, f"{tensors[0]} {what}" + (f", and {len(tensors) - 1} more" if tensors[1:] else ""))
+    return model
 
 
 def device() -> str:
@@ -84,6 +88,11 @@ def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _unusable(directory: Path, why: str) -> SourceError:
+    fix = "the folder needs whole .safetensors files that fit its config.json; fetch the model again"
+    return SourceError(f"the weights cannot be loaded: {why}", where=str(directory), fix=fix)
 
 
 def _first_line(error: Exception) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+from contextlib import redirect_stderr
 from pathlib import Path
 
 from workbench.errors import SourceError
@@ -25,17 +27,18 @@ def from_gguf(file: Path, out: Path, dtype: str) -> None:
 
     quiet()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-        )
+        with redirect_stderr(io.StringIO()):  # transformers shows a bar of its own here, which cannot be turned off
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+    except Exception as error:  # the reader trusts the file: whatever it stumbles over, the file is to blame
         raise SourceError(
             f"the GGUF file cannot be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
             where=str(file),
             fix="fetch it again; if it is whole, its architecture is not one that transformers reads from GGUF",
         ) from error
-    model.config.name_or_path = ""  # a GGUF's free-text name is no path to load from
+    vars(model.config).pop("_model_name_or_path", None)  # a GGUF's free-text name is no path to load from
     model.to(getattr(torch, dtype)).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
@@ -76,15 +79,19 @@ def set_chat_template(folder: Path, template: Path) -> None:
     """Replace the chat template of a prepared model folder.
 
     Raises:
-        SourceError: the file cannot be read.
+        SourceError: the file, or the folder's tokenizer_config.json, cannot be read.
     """
     try:
         text = template.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"the chat template cannot be read: {error}", where=str(template), fix="name a Jinja file in UTF-8") from error
     config_file, template_file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(config_file.read_text()) if config_file.exists() else {}
-    config.pop("chat_template", None)
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.exists() else {}
+        config.pop("chat_template", None)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SourceError(f"is not a JSON object: {error}", where=str(config_file), fix="fetch the model again") from error
+    shutil.rmtree(folder / "additional_chat_templates", ignore_errors=True)  # one of them would be taken for rows with tools
     for file, content in ((config_file, json.dumps(config, indent=1)), (template_file, text)):
         file.unlink(missing_ok=True)  # may be a hard link into a cache: never write through it
         file.write_text(content, encoding="utf-8")

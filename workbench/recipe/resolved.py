@@ -39,6 +39,10 @@ def _anchored(value: Any, wanted: shape.Shape, base: Path) -> Any:
         return [_anchored(item, wanted.item, base) for item in value]
     if wanted.is_path and value is not None and "://" not in value:
         return str(base / os.path.expanduser(value))  # noqa: PTH111 (that of pathlib raises for a user who does not exist)
+    if wanted.is_function and value is not None:
+        module, _, name = value.rpartition(":")
+        files = [base / file for file in (module, module.replace(".", "/") + ".py")]
+        return next((f"{file}:{name}" for file in files if file.is_file()), value)  # else an installed module
     return value
 
 

@@ -24,6 +24,10 @@ class LocalPath:
     """Marks a text that may name a file relative to the recipe's own folder; a text with `://` is not one."""
 
 
+class LocalFunction:
+    """Marks a text `module:name` whose module may be a file in the recipe's own folder."""
+
+
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Text = Annotated[str, StringConstraints(min_length=1)]
@@ -167,7 +171,7 @@ class Task(Section):
         default=None, description="regex: must be found in the output; its first group, if any, must equal the reference"
     )
     json_schema: PathText | None = Field(default=None, description="json_f1, json_exact: path to a JSON Schema the output must satisfy")
-    function: Text | None = Field(
+    function: Annotated[str, StringConstraints(min_length=1), LocalFunction()] | None = Field(
         default=None, description="function: dotted path 'module:name' of your own scorer (output, reference, metadata) -> 0..1"
     )
     max_new_tokens: Positive = Field(default=64, description="longest answer that is generated")
@@ -337,9 +341,10 @@ class Evaluate(Section):
 
     @model_validator(mode="after")
     def _guard_names_differ(self) -> Evaluate:
-        names = [guard.name for guard in self.guards]
+        names = ["task", *(guard.name for guard in self.guards)]
         twice = next((name for name in names if names.count(name) > 1), None)
-        _agree(None if twice is None else Fault("guards", f"two guards are named `{twice}`", "give each guard a name of its own"))
+        what = "a guard is named `task`, as the recipe's own examples are" if twice == "task" else f"two guards are named `{twice}`"
+        _agree(None if twice is None else Fault("guards", what, "give each guard a name of its own"))
         return self
 
 

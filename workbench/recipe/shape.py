@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import StringConstraints
 from pydantic.fields import FieldInfo
 
-from workbench.recipe.schema import LocalPath, Recipe, Section
+from workbench.recipe.schema import LocalFunction, LocalPath, Recipe, Section
 
 Path = tuple[str | int, ...]
 
@@ -34,6 +34,7 @@ class Shape:
         least: fewest characters of a text or elements of a list.
         pattern: regular expression that a text must match.
         is_path: a text that may name a file relative to the recipe.
+        is_function: a text `module:name` whose module may be a file relative to the recipe.
         field: the schema's field, for its description, default and examples; None for elements and the whole recipe.
     """
 
@@ -47,6 +48,7 @@ class Shape:
     least: int = 0
     pattern: str | None = None
     is_path: bool = False
+    is_function: bool = False
     field: FieldInfo | None = None
 
     @property
@@ -121,6 +123,8 @@ def _constrain(parts: dict[str, Any], metadata: Iterable[Any]) -> None:
             _constrain(parts, mark.metadata)
         elif isinstance(mark, LocalPath):
             parts["is_path"] = True
+        elif isinstance(mark, LocalFunction):
+            parts["is_function"] = True
         elif isinstance(mark, StringConstraints):
             parts |= {"least": mark.min_length or 0, "pattern": mark.pattern}
         elif hasattr(mark, "min_length"):

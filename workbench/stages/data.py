@@ -1,4 +1,4 @@
-"""Stage `data`: the recipe's rows, checked, deduplicated and divided, beside the guard sets."""
+"""Stage `data`: the recipe's rows, checked, deduplicated and divided. Stages `data:<guard>`: one guard set each."""
 
 from __future__ import annotations
 
@@ -11,56 +11,60 @@ from workbench.data import checks
 from workbench.data.example import Example
 from workbench.data.readers import read
 from workbench.data.splits import SplitSet, contamination, distinct, divide
+from workbench.errors import DataError
 from workbench.progress import say
 from workbench.recipe.load import Loaded
 from workbench.recipe.schema import Guard, Split, Task
 from workbench.sources.fetch import Materialised
 from workbench.stages.stage import Stage, Work
 
+#: Name of the examples in a guard set's artifact.
+GUARD = "guard"
 
-def data_stage(loaded: Loaded, source: Materialised, held_out: Mapping[Split, Materialised], guards: Mapping[str, Materialised]) -> Stage:
+
+def data_stage(loaded: Loaded, source: Materialised, held_out: Mapping[Split, Materialised]) -> Stage:
     """The stage that reads and divides the data of a recipe.
 
     Args:
         source: the file of `data.source`.
         held_out: the files of `data.held_out`.
-        guards: the file of each guard set, by name.
     """
     recipe = loaded.recipe
 
     def make(work: Work) -> dict[str, Any]:
-        splits, guard_sets = read_data(loaded, source, held_out, guards)
+        splits = read_splits(loaded, source, held_out)
         for warning in checks.warnings(splits, recipe.task):
             say(f"  warning: {warning}")
         splits.write(work.staging)
-        (work.staging / "guards").mkdir()
-        for name, examples in guard_sets.items():
-            lines = (json.dumps(example.to_json(), ensure_ascii=False) + "\n" for example in examples)
-            (work.staging / "guards" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        return {**splits.report.to_json(), "guards": {name: len(rows) for name, rows in guard_sets.items()}, "origin": source.origin}
+        return {**splits.report.to_json(), "origin": source.origin}
 
     section = {
         "data": recipe.data.model_dump(exclude={"source", "held_out"}),
         "task": _row_keys(recipe.task),
         "source": source.digest,
         "held_out": {split: file.digest for split, file in held_out.items()},
-        "guards": [
-            {
-                "guard": guard.model_dump(include={"name", "format", "columns", "limit"}),
-                "task": _row_keys(guard_task(guard, recipe.task)),
-                "source": guards[guard.name].digest,
-            }
-            for guard in recipe.evaluate.guards
-        ],
-        "needed": needed_splits(loaded),
     }
     return Stage("data", 1, section, make)
 
 
-def read_data(
-    loaded: Loaded, source: Materialised, held_out: Mapping[Split, Materialised], guards: Mapping[str, Materialised]
-) -> tuple[SplitSet, dict[str, tuple[Example, ...]]]:
-    """The splits and the guard sets of a recipe.
+def guard_stage(loaded: Loaded, guard: Guard, source: Materialised, data: Stage) -> Stage:
+    """The stage that reads one guard set. A stage of its own, so that another guard set leaves data and training as they are."""
+    task = guard_task(guard, loaded.recipe.task)
+
+    def make(work: Work) -> dict[str, Any]:
+        examples = distinct(read(source.path, format=guard.format, columns=guard.columns, task=task)).examples
+        contamination({"train": _stored(work.inputs["data"].path, "train"), f"guard {guard.name!r}": examples})
+        chosen = sorted(examples, key=lambda example: example.content_key)[: guard.limit]
+        lines = (json.dumps(example.to_json(), ensure_ascii=False) + "\n" for example in chosen)
+        (work.staging / f"{GUARD}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+        return {"rows": len(chosen), "origin": source.origin}
+
+    section = {"guard": guard.model_dump(include={"format", "columns", "limit"}), "task": _row_keys(task), "source": source.digest}
+    return Stage(f"data:{guard.name}", 1, section, make, (data,))
+
+
+def read_splits(loaded: Loaded, source: Materialised, held_out: Mapping[Split, Materialised]) -> SplitSet:
+    """The splits of a recipe.
 
     Raises:
         DataError: bad rows, an empty split, or a prompt that stands in two sets that must be disjoint.
@@ -70,15 +74,7 @@ def read_data(
     others: dict[Split, list[Example]] = {
         split: read(file.path, format=data.format, columns=data.columns, task=recipe.task) for split, file in held_out.items()
     }
-    splits = divide(rows, others, data.split, data.limit, needed=needed_splits(loaded))
-    sets: dict[str, tuple[Example, ...]] = {}
-    for guard in recipe.evaluate.guards:
-        examples = distinct(
-            read(guards[guard.name].path, format=guard.format, columns=guard.columns, task=guard_task(guard, recipe.task))
-        ).examples
-        contamination({"train": splits.train, f"guard {guard.name!r}": examples})
-        sets[guard.name] = examples[: guard.limit]
-    return splits, sets
+    return divide(rows, others, data.split, data.limit, needed=needed_splits(loaded))
 
 
 def needed_splits(loaded: Loaded) -> tuple[Split, ...]:
@@ -94,7 +90,18 @@ def guard_task(guard: Guard, task: Task) -> Task:
 
 
 def examples_of(directory: Path, which: str) -> tuple[Example, ...]:
-    """The examples of one split, or of `guards/<name>`, from the artifact of this stage."""
+    """The examples of one split, or of `GUARD`, from an artifact of these stages.
+
+    Raises:
+        DataError: there are none: the artifact was made for a recipe that did not need this split.
+    """
+    examples = _stored(directory, which)
+    if not examples:
+        raise DataError(f"the split {which!r} is empty", where="data.split", fix=f"give it rows: a larger data.split.{which}")
+    return examples
+
+
+def _stored(directory: Path, which: str) -> tuple[Example, ...]:
     with (directory / f"{which}.jsonl").open(encoding="utf-8", newline="\n") as file:
         return tuple(Example.from_json(json.loads(line)) for line in file)
 

@@ -14,7 +14,8 @@ from workbench.errors import EvaluationError
 from workbench.progress import track
 from workbench.recipe.load import Loaded
 from workbench.recipe.schema import Task
-from workbench.stages.data import examples_of, guard_task
+from workbench.stages.data import GUARD, examples_of, guard_task
+from workbench.stages.scoring import scoring_section
 from workbench.stages.stage import Stage, Work
 
 if TYPE_CHECKING:
@@ -41,12 +42,16 @@ class Candidate:
     trained: Stage | None = None
 
 
-def evaluate_stages(loaded: Loaded, candidate: Candidate, data: Stage) -> dict[str, Stage]:
-    """One stage for the task's own examples, and one for each guard set, by the set's name."""
+def evaluate_stages(loaded: Loaded, candidate: Candidate, data: Stage, guards: Mapping[str, Stage]) -> dict[str, Stage]:
+    """One stage for the task's own examples, and one for each guard set, by the set's name.
+
+    Args:
+        guards: the stage that reads each guard set, by its name.
+    """
     recipe = loaded.recipe
     stages = {TASK: _stage(loaded, candidate, data, TASK, recipe.evaluate.split, recipe.task)}
     for guard in recipe.evaluate.guards:
-        stages[guard.name] = _stage(loaded, candidate, data, guard.name, f"guards/{guard.name}", guard_task(guard, recipe.task))
+        stages[guard.name] = _stage(loaded, candidate, guards[guard.name], guard.name, GUARD, guard_task(guard, recipe.task))
     return stages
 
 
@@ -62,7 +67,7 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
 
         weights = work.inputs[candidate.weights.name]
         metric = scorer(task, base=loaded.base)
-        examples = examples_of(work.inputs["data"].path, which)
+        examples = examples_of(work.inputs[data.name].path, which)
         renderer = Renderer(load_tokenizer(weights.path, trust_remote_code=recipe.model.trust_remote_code), task)
         if candidate.trained is not None:
             own = Renderer(renderer.tokenizer, recipe.task).fingerprint
@@ -106,25 +111,14 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
 
     section = {
         "set": which,
-        "task": task.model_dump(exclude={"json_schema"}),  # the files that it names count by their content
+        "task": scoring_section(task, loaded.base),
         "engine": recipe.evaluate.engine,
         "batch_tokens": recipe.evaluate.batch_tokens,
         "dtype": recipe.model.dtype,
         "candidate": candidate.name,
-        "files": _named_files(loaded.base, task),
     }
     inputs = tuple(dict.fromkeys(stage for stage in (candidate.weights, data, candidate.trained) if stage is not None))
     return Stage(f"evaluate:{candidate.name}:{name}", 1, section, make, inputs, ("torch", "transformers"))
-
-
-def _named_files(base: Path, task: Task) -> dict[str, str]:
-    """Digests of the files that a metric reads: a JSON Schema, a scoring function's module."""
-    from workbench.digest import file_digest
-
-    module = (task.function or "").partition(":")[0]
-    paths = [base / Path(task.json_schema).expanduser()] if task.json_schema else []
-    paths += [base / module, base / (module.replace(".", "/") + ".py")] if module else []
-    return {path.name: file_digest(path) for path in paths if path.is_file()}
 
 
 @lru_cache(maxsize=1)  # one candidate's sets are answered one after the other

@@ -18,6 +18,7 @@ from workbench.recipe.load import Loaded
 from workbench.recipe.schema import Train
 from workbench.stages import launched
 from workbench.stages.data import examples_of
+from workbench.stages.scoring import scoring_section
 from workbench.stages.stage import Stage, Work
 from workbench.training.job import Job, raise_recorded
 from workbench.training.launch import follow, launched_together, read_events
@@ -70,9 +71,9 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
         "launch": recipe.launch.model_dump(exclude={"threads", "config_file"}),
         "config_file": file_digest(config) if config is not None and config.is_file() else None,
         "dtype": recipe.model.dtype,
-        "task": recipe.task.model_dump(
-            include={"chat", "system"} if train.early_stopping is None or train.early_stopping.metric != "score" else None
-        ),
+        "task": scoring_section(recipe.task, loaded.base)
+        if train.early_stopping is not None and train.early_stopping.metric == "score"
+        else recipe.task.model_dump(include={"chat", "system"}),
     }
     return Stage("train", 1, section, make, (model, data), ("torch", "transformers", "peft", "trl", "accelerate"))
 

@@ -36,8 +36,22 @@ def trainable_model(folder: Path, train: Train, *, dtype: str, attention: str, t
         return model
     config = lora_config(model, train)
     if train.method == "qlora":
+        _keep_differentiable(model)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=train.gradient_checkpointing)
     return get_peft_model(model, config)
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """Hold 4-bit weights in the layout that backward knows, also through evaluations.
+
+    On CPUs with AVX-512 bf16, bitsandbytes (0.49 to 0.50) repacks them in the first forward pass in evaluation mode, for a kernel
+    without a gradient. Training after that goes on without an error, and no gradient reaches the layers below.
+    """
+    from bitsandbytes.nn import Linear4bit  # only what trains over 4 bits needs the library
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def lora_config(model: PreTrainedModel, train: Train) -> LoraConfig:

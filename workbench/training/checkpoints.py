@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 #: Written last, after everything else in the checkpoint is on the disk.
@@ -17,6 +18,8 @@ class MarkComplete(TrainerCallback):
     """Marks each checkpoint once it is whole. The Trainer itself writes file by file into the final name."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every rank writes its own random state
         if not state.is_world_process_zero:
             return
         checkpoint = Path(args.output_dir or "") / f"checkpoint-{state.global_step}"

@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from workbench.errors import TrainingError
+from workbench.models.greedy import no_shipped_defaults
 from workbench.models.load import device, load_model
 from workbench.models.prepare import copy_tokenizer
 from workbench.progress import Advance
@@ -113,13 +114,14 @@ def check_parity(
 def _greedy(model: PreTrainedModel | PeftModel, prompt: Sequence[int], tokens: int) -> tuple[list[int], torch.Tensor]:
     """The greedy continuation, at most `tokens` long, and the logits that chose it: (tokens, vocabulary), float32 on the CPU."""
     ids = torch.tensor([list(prompt)], device=model.device)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=tokens,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-        pad_token_id=0,
-    )
+    with no_shipped_defaults(model):
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+        )
     return output.sequences[0, len(prompt) :].tolist(), torch.stack(output.logits)[:, 0].float().cpu()

@@ -164,6 +164,7 @@ def fit(job: Job, score_model: ScoreModel | None) -> None:
                 "epochs": trainer.state.epoch,
                 "best_checkpoint_step": _step(trainer.state.best_model_checkpoint),
                 "trained_parameters": sum(trained),
+                "processes": trainer.accelerator.num_processes,
                 "attempt_seconds": seconds,
                 "attempt_tokens_per_s": trainer.tokens_seen / seconds,
                 "peak_memory_bytes": peak,
@@ -174,14 +175,20 @@ def fit(job: Job, score_model: ScoreModel | None) -> None:
 
 
 def arguments(job: Job, rows: int, *, evaluate: bool) -> SFTConfig:
-    """The Trainer's arguments for a recipe, with `rows` training rows."""
+    """The Trainer's arguments for a recipe, with `rows` training rows.
+
+    Raises:
+        TrainingError: float16 on a CPU, where accelerate would compute in float32 without a word.
+    """
     train, launch = job.train, job.launch
+    if launch.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise TrainingError("fp16 needs a GPU", where="launch.mixed_precision", fix="use bf16, or no for float32")
     steps = job.steps(rows)
     eval_steps = train.eval_steps or max(1, steps // 10)
     save_steps = train.save_steps or max(1, steps // 20)
     if train.early_stopping is not None:  # the best checkpoint can only be kept if there is one at every evaluation
         save_steps = eval_steps
-    return SFTConfig(
+    settings = SFTConfig(
         output_dir=str(job.checkpoints),
         per_device_train_batch_size=train.batch_size,
         per_device_eval_batch_size=train.batch_size,
@@ -218,6 +225,8 @@ def arguments(job: Job, rows: int, *, evaluate: bool) -> SFTConfig:
         report_to="none",
         disable_tqdm=True,
     )
+    settings.mixed_precision = launch.mixed_precision  # the recipe decides, not the variable that a hand-typed `accelerate launch` sets
+    return settings
 
 
 def early_stopping(job: Job) -> list[TrainerCallback]:

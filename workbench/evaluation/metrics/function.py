@@ -70,7 +70,7 @@ def build(task: Task, base: Path) -> Function:
 
 def _load(module: str, base: Path) -> ModuleType:
     path = base / (module if module.endswith(".py") else module.replace(".", "/") + ".py")
-    with _importable(base.resolve()):
+    with _importable(base.resolve(), path.resolve().parent):
         if not path.is_file():
             return importlib.import_module(module)
         # A name of its own: the `scoring.py` of another recipe in this process must not be taken for this one.
@@ -85,10 +85,11 @@ def _load(module: str, base: Path) -> ModuleType:
 
 
 @contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let the user's module import its neighbours while it is loaded."""
-    sys.path.insert(0, str(folder))
+def _importable(*folders: Path) -> Iterator[None]:
+    """Let the user's module import what lies beside the recipe and beside itself while it is loaded."""
+    sys.path[:0] = map(str, folders)
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
+        for folder in folders:
+            sys.path.remove(str(folder))
