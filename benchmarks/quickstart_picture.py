@@ -34,7 +34,8 @@ def main() -> None:
     for place, row in enumerate(rows):
         error = [[row["score"] - row["ci_low"]], [row["ci_high"] - row["score"]]]
         left.barh(place, row["score"], xerr=error, color="#b8c4ce" if row["kind"] == "base" else "#2f6f8f", capsize=3)
-        left.text(0.02, place, f"{row['name']}  {100 * row['score']:.1f}%", va="center", color="black" if row["kind"] == "base" else "white")
+        ink = "black" if row["kind"] == "base" else "white"
+        left.text(0.02, place, f"{row['name']}  {100 * row['score']:.1f}%", va="center", color=ink)
     left.set(yticks=[], xlim=(0, 1), title=f"right answers on {rows[0]['n']} unseen headlines", xlabel="accuracy, 95% interval")
     left.axvline(0.5, color="black", linewidth=0.7, linestyle=":")
     steps = [event for event in history if "loss" in event]

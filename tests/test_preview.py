@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +12,11 @@ import pytest
 from tests.support.tiny import make_model
 from tests.support.workplace import NOBODY, RECIPE, TRAIN, Workplace, furnish
 from workbench.data.render import Renderer, Row
+from workbench.models.estimate import computed_in, training_flops, training_memory, validations
+from workbench.models.facts import ModelFacts
 from workbench.models.load import load_tokenizer
 from workbench.preview import CLOSE, OPEN, Preview, marked, preview
+from workbench.recipe.schema import Launch, Train
 from workbench.stages.data import examples_of
 
 CHAT = """\
@@ -170,6 +175,91 @@ def test_the_run_finds_what_the_preview_made(place: Workplace, monkeypatch: pyte
     assert {name.partition("-")[0] for name in before} == {"model", "data"}
     assert place("run", "desk.yaml", "--until", "data").code == 0
     assert place.store() == before
+
+
+# Estimates ----------------------------------------------------------------------------------------------------------
+
+SMOL = ModelFacts("LlamaForCausalLM", 30, 576, 1536, 9, 3, 64, 49152, 8192, True)
+MIB = 2**20
+
+
+def rows(*lengths: int, answer: int = 2) -> list[Row]:
+    return [Row((5,) * length, (False,) * (length - answer) + (True,) * answer, length - answer, "") for length in lengths]
+
+
+def quickstart_rows() -> list[Row]:
+    """As long as those of recipes/quickstart.yaml."""
+    return rows(*[58, 50, 46, *[42] * 29, *[31] * 900, *[24] * 8065])
+
+
+@pytest.mark.parametrize(
+    ("train", "measured"),
+    [
+        (Train(layers=20, batch_size=32), 3745 * MIB),  # after 282 steps
+        (Train(layers=20, batch_size=32), 1900 * MIB),  # after 10: every new number of tokens in a batch costs a little more
+        (Train(method="full", batch_size=8), 3223 * MIB),
+    ],
+    ids=["lora", "lora, short", "full"],
+)
+def test_memory_is_within_a_factor_of_two_of_real_runs(train: Train, measured: int) -> None:
+    """Measured on SmolLM2-135M and the headlines of the quickstart, in bfloat16 on 2 cores."""
+    assert measured / 2 < training_memory(SMOL, train, "bfloat16", quickstart_rows()) < measured * 2
+
+
+def test_memory_of_a_real_run(finished: Workplace) -> None:
+    (manifest,) = (finished.state / "store").glob("train-*/artifact.json")
+    measured = json.loads(manifest.read_text())["facts"]["peak_memory_bytes"]
+    assert measured / 2 < preview(finished.load(), finished.state).memory_bytes < measured * 2
+
+
+def test_what_memory_grows_with() -> None:
+    def needed(**keys: Any) -> int:
+        return training_memory(SMOL, Train(**keys), "bfloat16", rows(*[200] * 100))
+
+    base = needed()
+    assert needed(method="qlora") < base < needed(method="full")
+    assert needed(gradient_checkpointing=True) < base < needed(batch_size=64)
+    assert needed(layers=10) < base < needed(rank=256)
+    assert needed(target_modules=["q_proj"]) < base
+
+
+def test_the_work_of_training() -> None:
+    """All weights: six operations a weight and token (Kaplan et al. 2020, arXiv:2001.08361), where every token is supervised."""
+    full = training_flops(SMOL, Train(method="full"), 1000, 1000, 10)
+    assert full == pytest.approx(6 * SMOL.parameters * 1000)
+    lora = training_flops(SMOL, Train(), 1000, 0, 10)
+    assert lora == pytest.approx(4 * SMOL.block_parameters * 30 * 1000)
+    assert training_flops(SMOL, Train(layers=15), 1000, 0, 10) == pytest.approx(lora * 3 / 4)
+    assert training_flops(SMOL, Train(gradient_checkpointing=True), 1000, 0, 10) == pytest.approx(lora * 3 / 2)
+    assert training_flops(SMOL, Train(epochs=2.5), 1000, 0, 10) == pytest.approx(lora * 2.5)
+    assert training_flops(SMOL, Train(max_steps=4, batch_size=5, gradient_accumulation=2), 1000, 0, 10) == pytest.approx(lora * 4)
+
+
+def test_how_often_validation_is_read() -> None:
+    assert validations(Train(), Launch(), 9000) == 10
+    assert validations(Train(eval_steps=100), Launch(), 9000) == 2
+    assert validations(Train(max_steps=7), Launch(), 9000) == 7
+    assert validations(Train(epochs=0.5, eval_steps=10), Launch(num_processes=2), 640) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "expected"),
+    [
+        ("lora", "bf16", "bfloat16"),
+        ("lora", "no", "float16"),
+        ("full", "no", "float32"),
+        ("full", "bf16", "bfloat16"),
+        ("qlora", "fp16", "float16"),
+    ],
+)
+def test_the_precision_of_the_arithmetic(method: Any, precision: Any, expected: str) -> None:
+    assert computed_in(Train(method=method), Launch(mixed_precision=precision), "float16") == expected
+
+
+def test_time_follows_the_work(place: Workplace) -> None:
+    short, long = look(place, "train.max_steps=100"), look(place, "train.max_steps=1000")
+    assert 5 < long.train_seconds / short.train_seconds < 20, "twice the same speed, measured twice"
+    assert short.evaluate_seconds > 0
 
 
 # Without a preview --------------------------------------------------------------------------------------------------

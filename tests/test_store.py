@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,22 +17,30 @@ from workbench.pipeline import make
 from workbench.stages.stage import Stage, Work
 from workbench.store import MANIFEST, Artifact, Store
 
-FILES = 60
-
-#: Fills a staging directory, says so, and publishes it.
+#: Fills a staging directory and publishes it; dies by kill -9 at the given step, where every file opened, renamed or removed is a
+#: step. Says how many steps there were.
 PUBLISH = """
-import sys, time
+import os, signal, sys
 from pathlib import Path
 from workbench.store import Store
-store = Store(Path(sys.argv[1]))
+
+store, files, last = Store(Path(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+steps = 0
+
+def step(event, arguments):
+    global steps
+    if event in ("open", "os.rename", "os.remove", "os.rmdir"):
+        steps += 1
+        if steps == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 with store.lock("s", "k"), store.staging("s", "k") as staged:
     (store.workspace("s", "k") / "checkpoint").write_text("1")
-    for number in range(int(sys.argv[2])):
-        (staged / f"{number}.bin").write_bytes(bytes(20_000))
-    print("publishing", flush=True)
-    started = time.perf_counter()
-    store.publish(staged, "s", "k", ingredients={}, facts={"files": int(sys.argv[2])}, seconds=0.0)
-    print(time.perf_counter() - started, flush=True)
+    for number in range(files):
+        (staged / f"{number}.bin").write_bytes(bytes(1000))
+    sys.addaudithook(step)
+    store.publish(staged, "s", "k", ingredients={}, facts={}, seconds=0.0)
+    print(steps)
 """
 
 #: Makes an artifact through the pipeline, and leaves a line for every time it was really made.
@@ -219,37 +226,30 @@ def test_a_killed_holder_lets_go_of_the_lock(tmp_path: Path) -> None:
 
 
 def test_kill_in_the_middle_of_publishing(tmp_path: Path) -> None:
-    whole = start(PUBLISH, tmp_path / "unharmed", FILES)
-    out, err = whole.communicate()
-    assert whole.returncode == 0, err
-    takes = float(out.splitlines()[1])
+    def publish_elsewhere(state: Path, last: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PUBLISH, str(state), "5", str(last)]
+        return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False, timeout=60)
 
-    killed = 0
-    for attempt in range(10):
-        state = tmp_path / str(attempt)
-        store = Store(state)
-        process = start(PUBLISH, state, FILES)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "publishing\n"
-        time.sleep(takes * attempt / 10)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        killed += process.returncode == -signal.SIGKILL
+    whole = publish_elsewhere(tmp_path / "unharmed", 0)
+    assert whole.returncode == 0, whole.stderr
+    steps = int(whole.stdout)
+    assert steps > 10, "five files are read, the manifest is written, all are synced, then comes the renaming"
+    there = set()
+    for last in range(1, steps + 1):
+        store = Store(tmp_path / str(last))
+        assert publish_elsewhere(tmp_path / str(last), last).returncode == -signal.SIGKILL
         found = store.find("s", "k")
+        there.add(found is not None)
         if found is None:
             assert not (store.root / "s-k").exists(), "half an artifact under the name of a whole one"
             assert (store.scratch / "s-k" / "checkpoint").exists(), "what a stage can pick up again was lost"
         else:
             assert store.damaged(found) == []
-            assert len(list(found.path.iterdir())) == FILES + 1
-        again = start(PUBLISH, state, 2)  # the next attempt does not care how the last one ended
-        _, err = again.communicate(timeout=60)
-        assert again.returncode == 0, err
-        found = store.find("s", "k")
-        assert found is not None
-        assert store.damaged(found) == []
+            assert len(list(found.path.iterdir())) == 5 + 1
+        again = publish(store)  # the next attempt does not care how the last one ended
+        assert store.damaged(again) == []
         assert left_behind(store) == []
-    assert killed >= 5
+    assert there == {True, False}
 
 
 def test_a_full_disk_in_the_middle_of_publishing(tmp_path: Path) -> None:

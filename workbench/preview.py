@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,18 @@ from typing import TYPE_CHECKING, Any
 from workbench.check import where
 from workbench.data.render import Renderer, Row, quantile
 from workbench.errors import WorkbenchError
+from workbench.models.estimate import (
+    BYTES,
+    FORWARD_EFFICIENCY,
+    RUNTIME_BYTES,
+    TRAINING_EFFICIENCY,
+    computed_in,
+    forward_flops,
+    matmul_speed,
+    training_flops,
+    training_memory,
+    validations,
+)
 from workbench.models.facts import ModelFacts, read_facts
 from workbench.pipeline import fetch_sources, make, prepared
 from workbench.progress import duration
@@ -26,11 +37,6 @@ if TYPE_CHECKING:
 SHOWN = 3
 #: Marks around supervised text.
 OPEN, CLOSE = "⟦", "⟧"
-#: Share of a bare matrix product's speed that training reaches, backward pass and everything between included; measured on CPUs.
-EFFICIENCY = 0.6
-#: Resident memory of Python with torch, transformers and TRL loaded, in bytes.
-RUNTIME_BYTES = 900 * 2**20
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Preview:
         lengths: one entry per split.
         tokens, supervised: of the training rows.
         memory_bytes: estimated peak of one training process.
-        train_seconds, evaluate_seconds: estimated.
+        train_seconds, evaluate_seconds: estimated for a machine that does nothing else; downloads and loading aside.
         problems: what would stop the run or make its result useless.
     """
 
@@ -89,7 +95,7 @@ class Preview:
             lines.append(f"longest row allowed: train.max_length {self.max_length}")
             lines.append(f"training reads {self.tokens} tokens a pass, {self.supervised} of them supervised")
         lines.append(
-            f"estimate for this machine: {self.memory_bytes / 2**30:.1f} GiB of memory, "
+            f"estimate for this machine, if it does nothing else: {self.memory_bytes / 2**30:.1f} GiB of memory, "
             f"{duration(self.train_seconds)} training, {duration(self.evaluate_seconds)} evaluation"
         )
         return "\n".join(lines)
@@ -119,9 +125,17 @@ def preview(loaded: Loaded, state: Path) -> Preview:
     learned = rows["train"] if train is not None else []
     shown = next(iter(rows.values()))
     tokens, supervised = sum(len(row.input_ids) for row in learned), sum(sum(row.supervised) for row in learned)
-    speed = matmul_speed(facts, recipe.model.dtype)
     candidates = 1 if train is None else 2
     evaluated = sum(len(row.input_ids) for row in rows[recipe.evaluate.split]) * candidates
+    trained_in = computed_in(train, recipe.launch, recipe.model.dtype) if train is not None else recipe.model.dtype
+    speeds = {dtype: matmul_speed(facts, dtype, recipe.launch) for dtype in {trained_in, recipe.model.dtype}}
+    evaluate_seconds = evaluated * forward_flops(facts) / (speeds[recipe.model.dtype] * FORWARD_EFFICIENCY)
+    train_seconds = 0.0
+    if train is not None:
+        speed = speeds[trained_in]
+        train_seconds = training_flops(facts, train, tokens, supervised, len(learned)) / (speed * TRAINING_EFFICIENCY)
+        validated = validations(train, recipe.launch, len(learned)) * sum(len(row.input_ids) for row in rows["validation"])
+        train_seconds += validated * forward_flops(facts) / (speed * FORWARD_EFFICIENCY)
     return Preview(
         rows=tuple(marked(row, renderer.tokenizer) for row in shown[:SHOWN]),
         lengths=lengths,
@@ -130,9 +144,9 @@ def preview(loaded: Loaded, state: Path) -> Preview:
         max_length=limit,
         memory_bytes=training_memory(facts, train, recipe.model.dtype, learned)
         if train is not None
-        else RUNTIME_BYTES + facts.parameters * _BYTES[recipe.model.dtype],
-        train_seconds=training_flops(facts, train, tokens, supervised, len(learned)) / (speed * EFFICIENCY) if train is not None else 0.0,
-        evaluate_seconds=evaluated * 2 * facts.layers * facts.block_parameters / (speed * EFFICIENCY),
+        else RUNTIME_BYTES + facts.parameters * BYTES[recipe.model.dtype],
+        train_seconds=train_seconds,
+        evaluate_seconds=evaluate_seconds,
         problems=(*_overlong(loaded, train, lengths, rows), *_context(loaded, facts, train), *_group_sizes(loaded, facts)),
     )
 
@@ -152,60 +166,6 @@ def marked(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
         if token is not None:
             run.append(token)
     return text
-
-
-def training_flops(facts: ModelFacts, train: Train, tokens: int, supervised: int, rows: int) -> float:
-    """Floating-point operations of a training run: 2 per weight and token forward, as much again for each gradient that is needed."""
-    trained_layers = min(train.layers or facts.layers, facts.layers)
-    weights = facts.block_parameters
-    gradients = 4 if train.method == "full" else 2  # of activations and weights, or of activations only
-    forward = 2 * weights * facts.layers * (2 if train.gradient_checkpointing else 1)
-    head = 2 * facts.vocab * facts.hidden * (3 if train.method == "full" else 2)
-    passes = train.epochs
-    if train.max_steps is not None and rows:
-        passes = train.max_steps * train.batch_size * train.gradient_accumulation / rows
-    return passes * (tokens * (forward + gradients * weights * trained_layers) + supervised * head)
-
-
-def training_memory(facts: ModelFacts, train: Train, dtype: str, rows: Sequence[Row]) -> int:
-    """Estimated peak memory of one training process in bytes: weights, gradients, AdamW's two moments, activations, logits."""
-    if train.method == "full":
-        fixed = facts.parameters * (4 + 4 + 8)
-    else:
-        names = (
-            facts.linear_shapes
-            if train.target_modules == "all-linear"
-            else {name: facts.linear_shapes[name] for name in train.target_modules if name in facts.linear_shapes}
-        )
-        adapter = train.rank * sum(out + inner for out, inner in names.values()) * (train.layers or facts.layers)
-        frozen = facts.parameters * _BYTES[dtype]
-        if train.method == "qlora":
-            blocks = facts.block_parameters * facts.layers
-            frozen = int(blocks * 0.53) + (facts.parameters - blocks) * _BYTES[dtype]
-        fixed = frozen + adapter * (4 + 4 + 8)
-    batch = sorted((len(row.input_ids) for row in rows), reverse=True)[: train.batch_size]
-    tokens = sum(batch)
-    supervised = sum(sum(row.supervised) for row in rows) / max(1, len(rows)) * len(batch)
-    per_layer = (12 * facts.hidden + 5 * facts.intermediate) * 2
-    kept = facts.layers * 2 * facts.hidden + per_layer if train.gradient_checkpointing else per_layer * (train.layers or facts.layers)
-    return int(RUNTIME_BYTES + fixed + tokens * kept + supervised * facts.vocab * 4 * 3)
-
-
-def matmul_speed(facts: ModelFacts, dtype: str) -> float:
-    """Floating-point operations a second of this machine for a matrix product of the model's own shape, measured for about 0.3 s."""
-    import torch
-
-    from workbench.models.load import device
-
-    one = torch.randn(512, facts.hidden, device=device(), dtype=getattr(torch, dtype))
-    other = torch.randn(facts.hidden, facts.intermediate, device=device(), dtype=getattr(torch, dtype))
-    for _ in range(3):
-        one @ other
-    done, started = 0, time.perf_counter()
-    while time.perf_counter() - started < 0.3:
-        float((one @ other)[0, 0])  # reading a value waits for a GPU
-        done += 1
-    return done * 2 * 512 * facts.hidden * facts.intermediate / (time.perf_counter() - started)
 
 
 def _lengths(split: str, rows: Sequence[Row], limit: int | None) -> Lengths:

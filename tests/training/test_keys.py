@@ -103,7 +103,7 @@ def test_epochs(tmp_path: Path, tiny: Path) -> None:
     for epochs in (0.5, 1.0, 1.5, 2.0):
         made = job(tmp_path / str(epochs), tiny, rows=features(10), max_steps=None, epochs=epochs)
         steps[epochs] = len(logged(fit(made), "loss"))
-        assert steps[epochs] == made.steps(10)
+        assert steps[epochs] == made.train.steps(10, made.launch.num_processes)
     assert steps == {0.5: 2, 1.0: 3, 1.5: 5, 2.0: 6}
 
 

@@ -16,7 +16,7 @@ from tests.training.jobs import EOS, Feature, features
 from workbench.data.render import IGNORED
 from workbench.errors import TrainingError
 from workbench.models.load import load_model
-from workbench.training.packing import PACKED, PackedBatch, PaddedBatch, prove_packing
+from workbench.training.packing import MULTIPLE, PACKED, PackedBatch, PaddedBatch, prove_packing
 
 SIZES = {
     "vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -153,10 +153,12 @@ def test_nothing_depends_on_the_padding() -> None:
     assert losses[0] == losses[1] == losses[2]
 
 
-def test_packing_computes_only_tokens_that_are_there() -> None:
+def test_packing_computes_the_tokens_that_are_there_and_few_more() -> None:
     rows = features(4)
     batch = PackedBatch()(rows)
-    assert batch["input_ids"].shape == (1, sum(len(row["input_ids"]) for row in rows))
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    assert batch["input_ids"].shape == (1, -(-tokens // MULTIPLE) * MULTIPLE)
+    assert (batch["packed_tokens"] > 0).sum() + 1 == tokens  # what fills up stands at place 0, and is counted by nobody
     assert batch["position_ids"][0].tolist() == [place for row in rows for place in range(len(row["input_ids"]))]
     assert batch["input_ids"][0].tolist() == [token for row in rows for token in row["input_ids"]]
     rectangle = batch["input_ids"][0][batch["packed_rows"]]

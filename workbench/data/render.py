@@ -74,7 +74,11 @@ class Renderer:
 
         Args:
             answer: text to render in place of the example's own first reference.
+
+        Raises:
+            DataError: the answer spells the end-of-sequence token, or the chat template cannot render it.
         """
+        self._refuse_end(example, example.references[0] if answer is None else answer)
         if not self._is_chat(example):
             return [*self._raw_answer_ids(example, example.references[0] if answer is None else answer), self.tokenizer.eos_token_id]
         given = {"role": "assistant", "content": answer} if answer is not None else example.answer
@@ -106,7 +110,16 @@ class Renderer:
         """Digest (64 hex digits) of what decides the rendering: chat template, task, and the tokenizer's behaviour on a probe text."""
         probe = "Rendering probe: 0123 äß東京 \n\t<|im_start|> {x: [1, 2]}"
         special = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
-        return digest([self.tokenizer.chat_template, self.task.chat, self.task.prompt is None, special, self.tokenizer(probe)["input_ids"]])
+        return digest([self.tokenizer.chat_template, self.task.chat, self.task.system, special, self.tokenizer(probe)["input_ids"]])
+
+    def _refuse_end(self, example: Example, answer: str) -> None:
+        """Text that spells the end-of-sequence token becomes that token: whatever follows it would be lost without a word."""
+        if str(self.tokenizer.eos_token) in answer:
+            raise DataError(
+                f"the answer contains {self.tokenizer.eos_token}, which ends a sequence for this model",
+                where=example.where,
+                fix="remove it from the row",
+            )
 
     def _is_chat(self, example: Example) -> bool:
         if self.task.chat is not None:

@@ -7,6 +7,7 @@ This module imports neither torch nor anything that does: `workbench check` has 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -257,6 +258,11 @@ class Train(Section):
     save_steps: Positive | None = Field(default=None, description="checkpoint every N steps; default: twenty times a run")
     early_stopping: EarlyStopping | None = Field(default=None, description="stop when validation no longer improves; {} takes the defaults")
     seed: Seed = Field(default=0, description="set before anything random, adapter initialisation included")
+
+    def steps(self, rows: int, processes: int) -> int:
+        """Optimizer steps that a run over `rows` training rows takes."""
+        per_step = self.batch_size * self.gradient_accumulation * processes
+        return self.max_steps or max(1, math.ceil(math.ceil(rows / per_step) * self.epochs))
 
     @model_validator(mode="after")
     def _adapter_keys_need_an_adapter(self) -> Train:

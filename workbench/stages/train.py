@@ -58,7 +58,7 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
             raise_recorded(job.error)
             read_events(job.events, 0, log)
         else:
-            with track("training", job.steps(rows["rows"])) as advance:
+            with track("training", train.steps(rows["rows"], job.launch.num_processes)) as advance:
                 log.advance = advance
                 follow(job, ENTRY, log)
         shutil.copytree(job.trained, work.staging, dirs_exist_ok=True)

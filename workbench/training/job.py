@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +71,6 @@ class Job:
     @property
     def trained(self) -> Path:
         return self.workspace / "trained"
-
-    def steps(self, rows: int) -> int:
-        """Optimizer steps that `rows` training rows and the recipe come to."""
-        per_step = self.train.batch_size * self.train.gradient_accumulation * self.launch.num_processes
-        return self.train.max_steps or max(1, math.ceil(math.ceil(rows / per_step) * self.train.epochs))
 
     def save(self) -> None:
         """Write `job.json`, whole or not at all, and forget how an earlier attempt ended."""

@@ -50,12 +50,17 @@ class PaddedBatch:
         }
 
 
+#: Packed batches are filled up to a multiple of this many tokens. Matrix libraries keep a plan for every size that they have met:
+#: over hundreds of different sizes that costs more memory and time than the filling.
+MULTIPLE = 64
+
+
 class PackedBatch:
     """Collates rows end to end.
 
-    Returns (from a call): input_ids, position_ids and labels, each (1, T) for T tokens in all rows; `packed_rows`
-    (rows, longest row), which token stands where in the rectangle of rows; `packed_tokens` (T,), where in the flattened
-    rectangle each token stands.
+    Returns (from a call): input_ids, position_ids and labels, each (1, T) for T tokens: those of all rows, then up to `MULTIPLE` - 1
+    that belong to no row and carry no loss; `packed_rows` (rows, longest row), which token stands where in the rectangle of rows;
+    `packed_tokens` (T,), where in the flattened rectangle each token stands (0, the first row's first token, for those of no row).
     """
 
     def __call__(self, features: Sequence[Feature]) -> dict[str, Tensor]:
@@ -63,13 +68,17 @@ class PackedBatch:
         starts = lengths.cumsum(0) - lengths
         column = torch.arange(int(lengths.max()))
         inside = column < lengths[:, None]
+
+        def filled(values: Tensor, fill: int) -> Tensor:
+            return functional.pad(values, (0, -len(values) % MULTIPLE), value=fill)
+
         return {
-            "input_ids": torch.tensor([[token for feature in features for token in feature["input_ids"]]]),
-            "labels": torch.tensor([[label for feature in features for label in feature["labels"]]]),
-            "position_ids": column.expand_as(inside)[inside][None],
+            "input_ids": filled(torch.tensor([token for feature in features for token in feature["input_ids"]]), 0)[None],
+            "labels": filled(torch.tensor([label for feature in features for label in feature["labels"]]), IGNORED)[None],
+            "position_ids": filled(column.expand_as(inside)[inside], 0)[None],
             # beyond a row's end stands its first token again: causal attention never looks right, so nobody sees it
             "packed_rows": torch.where(inside, starts[:, None] + column, starts[:, None]),
-            "packed_tokens": inside.flatten().nonzero()[:, 0],
+            "packed_tokens": filled(inside.flatten().nonzero()[:, 0], 0),
         }
 
 
@@ -155,7 +164,7 @@ def prove_packing(model: PreTrainedModel, features: Sequence[Feature]) -> float:
     def logits(chosen: Sequence[Feature]) -> Tensor:
         batch = {name: tensor.to(model.device) for name, tensor in PackedBatch()(chosen).items() if name != "labels"}
         with torch.no_grad():
-            return model(**batch, use_cache=False).logits[0]
+            return model(**batch, use_cache=False).logits[0, : sum(len(feature["input_ids"]) for feature in chosen)]
 
     vocabulary = model.get_input_embeddings().num_embeddings
     first, *others = features

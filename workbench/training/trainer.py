@@ -46,7 +46,8 @@ class Trainer(SFTTrainer):
     control: TrainerControl
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        self.tokens_seen += int(inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel())
+        # a padded batch's mask marks its tokens; in a packed one only the first token, and what fills up, stand at place 0
+        self.tokens_seen += int(inputs["attention_mask"].sum() if "attention_mask" in inputs else (inputs["packed_tokens"] > 0).sum() + 1)
         if inputs["input_ids"].is_cuda:  # TRL's own fused head skips unsupervised positions there; on a CPU it computes all of them
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         nll, correct, count = self._supervised(model, inputs)
@@ -183,7 +184,7 @@ def arguments(job: Job, rows: int, *, evaluate: bool) -> SFTConfig:
     train, launch = job.train, job.launch
     if launch.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise TrainingError("fp16 needs a GPU", where="launch.mixed_precision", fix="use bf16, or no for float32")
-    steps = job.steps(rows)
+    steps = train.steps(rows, launch.num_processes)
     eval_steps = train.eval_steps or max(1, steps // 10)
     save_steps = train.save_steps or max(1, steps // 20)
     if train.early_stopping is not None:  # the best checkpoint can only be kept if there is one at every evaluation
