@@ -21,7 +21,8 @@ from pathlib import Path
 
 from workbench.data.render import Renderer
 from workbench.models.load import load_tokenizer
-from workbench.pipeline import make, plan
+from workbench.pipeline import make
+from workbench.plan import plan
 from workbench.recipe.load import load
 from workbench.stages.data import examples_of
 from workbench.stages.train import rendered

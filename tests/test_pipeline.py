@@ -15,6 +15,7 @@ from tests.support.hub import StandInHub
 from tests.support.workplace import GUARDS, NOBODY, RECIPE, TRAIN, Workplace, furnish, questions, stand_in_model
 from workbench import pipeline
 from workbench.errors import DataError, RecipeError, WorkbenchError
+from workbench.plan import fetch_sources, plan
 from workbench.recipe import shape
 from workbench.recipe.emit import flow
 from workbench.recipe.resolved import dump
@@ -54,7 +55,7 @@ def counter(tmp_path: Path, tiny_model: Path) -> Workplace:
 
 
 def keys(place: Workplace, *overrides: str, name: str = "desk.yaml") -> dict[str, str]:
-    return {stage.name: stage.key for stage in pipeline.plan(place.load(*overrides, name=name)).stages}
+    return {stage.name: stage.key for stage in plan(place.load(*overrides, name=name)).stages}
 
 
 def moved(place: Workplace, *overrides: str) -> set[str]:
@@ -64,7 +65,7 @@ def moved(place: Workplace, *overrides: str) -> set[str]:
 
 
 def run_id(place: Workplace, *overrides: str, name: str = "desk.yaml") -> str:
-    return pipeline.plan(place.load(*overrides, name=name)).run_id
+    return plan(place.load(*overrides, name=name)).run_id
 
 
 # Keys -------------------------------------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def test_the_run_is_named_after_all_that_it_makes(desk: Workplace) -> None:
 
 def test_quantize_is_refused_until_it_can_run(desk: Workplace) -> None:
     with pytest.raises(RecipeError) as caught:
-        pipeline.plan(desk.load("quantize=[{method: gptq}]"))
+        plan(desk.load("quantize=[{method: gptq}]"))
     assert "does not run it yet" in str(caught.value)
     assert "--set quantize" in str(caught.value)
 
@@ -225,9 +226,9 @@ def test_quantize_is_refused_until_it_can_run(desk: Workplace) -> None:
 
 def made(place: Workplace, stage: str, *overrides: str) -> Artifact:
     """The artifact of a stage, with all that it stands on."""
-    plan, store = pipeline.plan(place.load(*overrides)), Store(place.state)
+    the_plan, store = plan(place.load(*overrides)), Store(place.state)
     artifacts: dict[str, Artifact] = {}
-    for one in plan.stages:
+    for one in the_plan.stages:
         if one.name in ("train", "merge") or "tuned" in one.name:
             continue
         artifacts[one.name] = pipeline.make(
@@ -459,7 +460,7 @@ def accepted(place: Workplace, *overrides: str) -> object:
 
 
 def fetched(place: Workplace, *overrides: str) -> object:
-    return sorted(path.name for path in pipeline.fetch_sources(place.load(*overrides))["model.source"].path.rglob("*"))
+    return sorted(path.name for path in fetch_sources(place.load(*overrides))["model.source"].path.rglob("*"))
 
 
 def graded(output: str, reference: str, *, guard: bool = False) -> Callable[..., object]:

@@ -23,7 +23,8 @@ from workbench.models.estimate import (
     validations,
 )
 from workbench.models.facts import ModelFacts, read_facts
-from workbench.pipeline import fetch_sources, make, prepared
+from workbench.pipeline import make
+from workbench.plan import fetch_sources, prepared
 from workbench.progress import duration
 from workbench.recipe.load import Loaded
 from workbench.recipe.schema import Gptq, Train

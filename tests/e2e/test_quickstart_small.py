@@ -15,14 +15,14 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 
 #: What is left of it. Enough rows for the tuned model to be far above the base, which is near chance.
 SMALL = {
-    "data.limit.train": "640",
+    "data.limit.train": "512",
     "data.limit.validation": "32",
     "data.limit.test": "160",
     "train.batch_size": "8",
-    "train.eval_steps": "80",
+    "train.eval_steps": "64",
     "merge.check_prompts": "4",
     "merge.check_tokens": "2",
-    "evaluate.guards.0.limit": "24",
+    "evaluate.guards.0.limit": "8",
 }
 
 pytestmark = pytest.mark.e2e
@@ -72,7 +72,7 @@ def test_what_came_in(report: dict[str, Any]) -> None:
     data, model = report["data"], report["model"]
     assert data["rows"]["source"] == 28_614
     assert data["duplicates"] == 116
-    assert data["sizes"]["train"] == 640
+    assert data["sizes"]["train"] == 512
     assert model["parameters"] == pytest.approx(134_515_008, rel=1e-3)
     assert model["dequantised_from_gguf"]
     assert model["license"] == "apache-2.0"
@@ -81,8 +81,8 @@ def test_what_came_in(report: dict[str, Any]) -> None:
 
 def test_what_was_learnt_and_merged(report: dict[str, Any]) -> None:
     training, merge = report["training"], report["merge"]
-    assert training["steps"] == 80
-    assert training["rows"] <= 640
+    assert training["steps"] == 64
+    assert training["rows"] <= 512
     assert 0 < training["validation_loss"] < 1, "two labels of one token each, and their end"
     assert merge["identical"] + merge["near_ties"] == merge["prompts"] == 4
     assert merge["max_logit_difference"] < 1

@@ -7,17 +7,19 @@ from pathlib import Path
 
 from tests.training.chain import RECIPE, make_recipe
 from workbench import pipeline
+from workbench.plan import Plan
+from workbench.plan import plan as plan_of
 from workbench.recipe.load import load
 from workbench.store import Artifact, Store
 
 
-def plan(folder: Path, *overrides: str, text: str = RECIPE) -> pipeline.Plan:
+def plan(folder: Path, *overrides: str, text: str = RECIPE) -> Plan:
     """The plan of the tiny recipe, made in `folder` unless it is there."""
     path = folder / "recipe.yaml"
-    return pipeline.plan(load(path if path.exists() else make_recipe(folder, text=text), list(overrides)))
+    return plan_of(load(path if path.exists() else make_recipe(folder, text=text), list(overrides)))
 
 
-def run(the_plan: pipeline.Plan, state: Path, stages: Sequence[str]) -> Mapping[str, Artifact]:
+def run(the_plan: Plan, state: Path, stages: Sequence[str]) -> Mapping[str, Artifact]:
     """Make these stages, in their order; what is in the store is found there."""
     store, made = Store(state), {}
     for stage in the_plan.stages:

@@ -53,6 +53,11 @@ class Stage:
     inputs: tuple[Stage, ...] = ()
     libraries: tuple[str, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """What kind of stage it is: its name up to the first colon."""
+        return self.name.partition(":")[0]
+
     @cached_property
     def ingredients(self) -> dict[str, Any]:
         """All that decides the artifact, in words; stored in its manifest."""

@@ -1,0 +1,114 @@
+"""The stage graph of a recipe: what is fetched, which stages there are, and what depends on what. Nothing is computed here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from workbench.digest import digest
+from workbench.errors import RecipeError, WorkbenchError
+from workbench.evaluation.metrics import scorer
+from workbench.progress import say
+from workbench.recipe.load import Loaded
+from workbench.recipe.schema import Split
+from workbench.sources.fetch import Materialised, default_cache, materialise
+from workbench.sources.reference import parse
+from workbench.stages.data import data_stage, guard_stage
+from workbench.stages.evaluate import Candidate, evaluate_stages
+from workbench.stages.merge import merge_stage
+from workbench.stages.model import model_stage
+from workbench.stages.stage import Stage
+from workbench.stages.train import train_stage
+from workbench.training.launch import launched_together, processes_asked_for, world_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe asks for.
+
+    Attributes:
+        loaded: the recipe.
+        stages: in an order in which every stage comes after its inputs.
+        candidates: what is evaluated.
+        evaluations: the stage of each candidate and set, by candidate name and set name.
+        sources: what was fetched, by the recipe key that names it.
+    """
+
+    loaded: Loaded
+    stages: tuple[Stage, ...]
+    candidates: tuple[Candidate, ...]
+    evaluations: Mapping[str, Mapping[str, Stage]]
+    sources: Mapping[str, Materialised]
+
+    @property
+    def run_id(self) -> str:
+        """The same for the same recipe on the same inputs and libraries, so that a killed run is continued, not begun again."""
+        return f"{self.loaded.recipe.name}-{digest([[stage.key for stage in self.stages], self.loaded.recipe.tracking.model_dump()])[:10]}"
+
+
+def plan(loaded: Loaded) -> Plan:
+    """Fetch the sources of a recipe and lay out its stages. Nothing is computed yet.
+
+    Raises:
+        SourceError, EnvironmentFault: a source cannot be had.
+        RecipeError: the recipe asks for a stage that this version does not have.
+    """
+    processes = world_size() if launched_together() else processes_asked_for()
+    if processes is not None:  # whoever launched decided how many there are
+        launch = loaded.recipe.launch.model_copy(update={"num_processes": processes})
+        loaded = dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"launch": launch}))
+    recipe = loaded.recipe
+    if recipe.quantize:
+        where = loaded.origins["quantize", 0, "method"].where
+        fix = "leave `quantize` out of this run; `workbench check --preview` already says whether it would work"
+        raise RecipeError([WorkbenchError("this version checks `quantize` but does not run it yet", where=where, fix=fix)])
+    sources = fetch_sources(loaded)
+    model, data, guards = prepared(loaded, sources)
+    stages, candidates = [model, data, *guards.values()], [Candidate("base", "base", model)]
+    if recipe.train is not None:
+        train = train_stage(loaded, recipe.train, model, data)
+        stages.append(train)
+        if recipe.train.method == "full":
+            candidates.append(Candidate("tuned", "full", train, train))
+        else:
+            merge = merge_stage(loaded, model, data, train)
+            stages.append(merge)
+            candidates.append(Candidate("tuned", "merged", merge, train))
+    evaluations = {candidate.name: evaluate_stages(loaded, candidate, data, guards) for candidate in candidates}
+    stages += [stage for sets in evaluations.values() for stage in sets.values()]
+    return Plan(loaded, tuple(stages), tuple(candidates), evaluations, sources)
+
+
+def prepared(loaded: Loaded, sources: Mapping[str, Materialised]) -> tuple[Stage, Stage, dict[str, Stage]]:
+    """The stages `model` and `data`, and the stage of each guard set by its name: what all else stands on, and next to free.
+
+    Raises:
+        EvaluationError: a metric lacks what it needs, such as a function that can be imported; better said before training than after.
+    """
+    recipe = loaded.recipe
+    for task in [recipe.task, *(guard.task for guard in recipe.evaluate.guards if guard.task is not None)]:
+        scorer(task, base=loaded.base)
+    held_out = {cast(Split, key.rpartition(".")[2]): file for key, file in sources.items() if key.startswith("data.held_out.")}
+    data = data_stage(loaded, sources["data.source"], held_out)
+    guards = {
+        guard.name: guard_stage(loaded, guard, sources[f"evaluate.guards.{index}.source"], data)
+        for index, guard in enumerate(recipe.evaluate.guards)
+    }
+    return model_stage(loaded, sources["model.source"]), data, guards
+
+
+def fetch_sources(loaded: Loaded) -> dict[str, Materialised]:
+    """Everything the recipe names, made files on this machine, by the key that names it."""
+    recipe = loaded.recipe
+    texts: dict[str, str] = {"model.source": recipe.model.source, "data.source": recipe.data.source}
+    texts |= {f"data.held_out.{split}": text for split, text in recipe.data.held_out.model_dump().items() if text is not None}
+    texts |= {f"evaluate.guards.{index}.source": guard.source for index, guard in enumerate(recipe.evaluate.guards)}
+    found = {}
+    for key, text in texts.items():
+        trust = key == "model.source" and recipe.model.trust_remote_code
+        found[key] = materialise(parse(text, base=loaded.base), cache=default_cache(), hub=recipe.hub, trust_remote_code=trust)
+        for warning in found[key].warnings:
+            say(f"warning: {key}: {warning}")
+    return found
