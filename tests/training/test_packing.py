@@ -159,7 +159,8 @@ def test_packing_computes_the_tokens_that_are_there_and_few_more() -> None:
     tokens = sum(len(row["input_ids"]) for row in rows)
     assert batch["input_ids"].shape == (1, -(-tokens // MULTIPLE) * MULTIPLE)
     assert (batch["packed_tokens"] > 0).sum() + 1 == tokens  # what fills up stands at place 0, and is counted by nobody
-    assert batch["position_ids"][0].tolist() == [place for row in rows for place in range(len(row["input_ids"]))]
-    assert batch["input_ids"][0].tolist() == [token for row in rows for token in row["input_ids"]]
+    assert batch["position_ids"][0, :tokens].tolist() == [place for row in rows for place in range(len(row["input_ids"]))]
+    assert batch["input_ids"][0, :tokens].tolist() == [token for row in rows for token in row["input_ids"]]
+    assert (batch["labels"][0, tokens:] == IGNORED).all() and not batch["packed_tokens"][tokens:].any()
     rectangle = batch["input_ids"][0][batch["packed_rows"]]
-    assert rectangle.flatten()[batch["packed_tokens"]].tolist() == batch["input_ids"][0].tolist()
+    assert rectangle.flatten()[batch["packed_tokens"][:tokens]].tolist() == batch["input_ids"][0, :tokens].tolist()
