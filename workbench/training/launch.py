@@ -84,7 +84,13 @@ def follow(job: Job, entry: str, on_event: Callable[[dict[str, Any]], None]) -> 
     """
     log = job.workspace / "launch.log"
     threads = job.launch.threads or max(1, (os.cpu_count() or 1) // job.launch.num_processes)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    environment = {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
     with log.open("ab") as output:
         process = subprocess.Popen(
             command(job, entry),
