@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.tiny import CHAT_TEMPLATE, TEXT
+from tests.support.tiny import CHAT_TEMPLATE, TEXT, make_model
 from workbench.errors import SourceError
 from workbench.models.facts import read_facts
 from workbench.models.load import load_model, load_tokenizer
-from workbench.models.prepare import copy_tokenizer, from_folder, from_gguf, set_chat_template
+from workbench.models.prepare import copy_tokenizer, from_folder, from_gguf, recast, set_chat_template
 
 
 def names(folder: Path) -> set[str]:
@@ -206,3 +206,17 @@ def test_files_that_are_no_gguf(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="GGUF file cannot be read") as caught:
         from_gguf(tmp_path / "x.gguf", tmp_path / "out", "float32")
     assert caught.value.where == str(tmp_path / "x.gguf")
+
+
+def test_recast_changes_the_precision_and_nothing_else(tmp_path: Path) -> None:
+    import torch
+
+    folder = make_model(tmp_path / "model")
+    before = load_model(folder, dtype="bfloat16").state_dict()
+    recast(folder, "float32")
+    assert json.loads((folder / "config.json").read_text())["dtype"] == "float32"
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    after = load_model(folder, dtype="float32").state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name].float(), after[name]) for name in before)

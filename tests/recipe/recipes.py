@@ -126,6 +126,8 @@ def _agree(draw: st.DrawFn, recipe: dict[str, Any]) -> None:
     elif train.get("method") == "full":
         for key in ("rank", "alpha", "dropout", "target_modules", "modules_to_save", "layers", "dora", "rslora"):
             train.pop(key, None)
+    if train and train.get("scheduler") == "constant":
+        train.pop("warmup", None)
     for quantizer in recipe.get("quantize", []):
         if quantizer.get("group_size") == 0:
             quantizer["group_size"] = -1

@@ -171,6 +171,10 @@ REFUSED = {
         "train: {method: full, rank: 8, dora: true, layers: 2}",
         [("8:23", "`rank` configures an adapter", ""), ("8:32", "`dora`", ""), ("8:44", "`layers`", "method `lora`")],
     ),
+    "warmup that nothing reads": (
+        "train: {scheduler: constant, warmup: 0.1}",
+        [("8:30", "scheduler `constant` has no warmup", "constant_with_warmup")],
+    ),
     "twins": (
         "evaluate: {guards: [{name: g, source: s, format: chat}, {name: g, source: t, format: chat}]}",
         [("8:12", "two guards are named `g`", "a name of its own")],

@@ -59,6 +59,28 @@ def from_folder(folder: Path, out: Path, *, link: bool) -> None:
         shutil.copyfile(file, target)
 
 
+def recast(folder: Path, dtype: str) -> None:
+    """Store a model folder's weights in `dtype`; training all weights holds them in float32, serving does not need it."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        tensors = {
+            name: tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()
+        }
+        total += sum(tensor.nbytes for tensor in tensors.values())
+        save_file(tensors, file, metadata={"format": "pt"})
+    for path, section, value in (
+        (folder / "config.json", None, {"dtype": dtype}),
+        (folder / "model.safetensors.index.json", "metadata", {"total_size": total}),
+    ):
+        if path.exists():
+            content = json.loads(path.read_text())
+            (content if section is None else content[section]).update(value)
+            path.write_text(json.dumps(content, indent=2))
+
+
 def copy_tokenizer(folder: Path, out: Path) -> None:
     """Copy the files that decide how text becomes tokens, byte for byte."""
     for pattern in (

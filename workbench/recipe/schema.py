@@ -274,6 +274,13 @@ class Train(Section):
             _agree(*(Fault(key, f"`{key}` configures an adapter, but method `full` trains all weights", fix) for key in given))
         return self
 
+    @model_validator(mode="after")
+    def _warmup_is_used(self) -> Train:
+        if self.scheduler == "constant" and self.warmup != type(self).model_fields["warmup"].get_default() and self.warmup:
+            fix = "use scheduler `constant_with_warmup`, or leave `warmup` out"
+            _agree(Fault("warmup", "scheduler `constant` has no warmup", fix))
+        return self
+
 
 class Launch(Section):
     """Handed to `accelerate launch`."""

@@ -43,6 +43,8 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
     recipe = loaded.recipe
 
     def make(work: Work) -> dict[str, Any]:
+        from workbench.models.prepare import recast
+
         job = prepare(
             loaded,
             train,
@@ -62,6 +64,8 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
                 log.advance = advance
                 follow(job, ENTRY, log)
         shutil.copytree(job.trained, work.staging, dirs_exist_ok=True)
+        if train.method == "full":
+            recast(work.staging, recipe.model.dtype)
         (work.staging / "history.jsonl").write_text("".join(json.dumps(event) + "\n" for event in log.history()))
         return {**json.loads(job.result.read_text()), **log.facts(), **rows, "method": train.method}
 

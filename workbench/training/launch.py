@@ -19,6 +19,9 @@ from workbench.training.job import Job, raise_recorded
 #: Seconds between two looks at what a training process has logged.
 POLL_INTERVAL = 0.5
 
+#: What accelerate is told where the recipe names no config file of its own.
+PLAIN = Path(__file__).with_name("accelerate.yaml")
+
 
 def launched_together() -> bool:
     """Whether this process is one of those that `accelerate launch` (or torchrun) started together."""
@@ -63,12 +66,12 @@ def command(job: Job, entry: str) -> list[str]:
     options = ["--num_processes", str(launch.num_processes), "--mixed_precision", launch.mixed_precision]
     if launch.config_file:
         options += ["--config_file", str(job.recipe_folder / Path(launch.config_file).expanduser())]
+    elif launch.num_processes == 1 and not _has_cuda():
+        options += ["--num_machines", "1", "--dynamo_backend", "no", "--cpu"]
     else:
-        options += ["--num_machines", "1", "--dynamo_backend", "no"]
+        options += ["--config_file", str(PLAIN), "--num_machines", "1", "--dynamo_backend", "no"]
         if launch.num_processes > 1:  # through torchrun, on CPUs too: `--cpu` would start one process (see `processes_asked_for`)
             options += ["--multi_gpu", "--main_process_port", "0"]
-        elif not _has_cuda():
-            options.append("--cpu")
     return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, "-m", entry, str(job.file)]
 
 
