@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ import typer
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
 from workbench.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -204,10 +205,11 @@ def test_the_core_is_small() -> None:
 
 
 def test_check_answers_within_a_second() -> None:
-    """The best of five: what the command needs, not what else the machine was doing."""
+    """The best of five, in processor time: what the command needs, not what else the machine was doing."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = os.times()
         subprocess.run([Path(sys.executable).parent / "workbench", "check", QUICKSTART], cwd=ROOT, check=True, capture_output=True)
-        seconds.append(time.perf_counter() - start)
+        end = os.times()
+        seconds.append(end.children_user + end.children_system - start.children_user - start.children_system)
     assert min(seconds) < 1, seconds

@@ -207,8 +207,9 @@ def test_memory_is_within_a_factor_of_two_of_real_runs(train: Train, measured: i
 
 
 def test_memory_of_a_real_run(finished: Workplace) -> None:
-    (manifest,) = (finished.state / "store").glob("train-*/artifact.json")
-    measured = json.loads(manifest.read_text())["facts"]["peak_memory_bytes"]
+    measured = max(
+        json.loads(path.read_text())["facts"]["peak_memory_bytes"] for path in (finished.state / "store").glob("train-*/artifact.json")
+    )
     assert measured / 2 < preview(finished.load(), finished.state).memory_bytes < measured * 2
 
 

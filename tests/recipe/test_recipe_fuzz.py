@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.recipe.recipes import FULL, SMALL, recipes, try_load, write
@@ -74,6 +74,7 @@ def test_any_bytes(raw: bytes) -> None:
 
 
 @given(st.text(max_size=200))
+@example("*\U0001342f")
 @FUZZ
 def test_any_text(text: str) -> None:
     check(text.encode("utf-8", "surrogatepass"))

@@ -150,10 +150,13 @@ def _refusal(problems: list[Problem]) -> RecipeError:
     """The error to raise: in the order of the lines, each problem once, no secret in it."""
     ordered = sorted(problems, key=lambda problem: (problem.origin.kind == "override", problem.origin.line, problem.origin.column))
     unique = dict.fromkeys((problem.origin.where, problem.what, problem.fix) for problem in ordered)
-    errors = [
-        WorkbenchError(*map(secrets.redact, (what,)), where=secrets.redact(where), fix=secrets.redact(fix)) for where, what, fix in unique
-    ]
+    errors = [WorkbenchError(_fit_to_print(what), where=_fit_to_print(where), fix=_fit_to_print(fix)) for where, what, fix in unique]
     return RecipeError(errors)
+
+
+def _fit_to_print(text: str) -> str:
+    """Without secrets, and with characters that no terminal shows as escapes."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in secrets.redact(text))
 
 
 def _validate(tree: Node) -> tuple[Recipe | None, list[Problem]]:
