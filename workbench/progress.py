@@ -49,17 +49,19 @@ def track(what: str, total: float) -> Iterator[Advance]:
 
             yield show
         return
-    started = time.monotonic()
-    spoken = started
+    started = spoken = time.monotonic()
+    first: float | None = None  # work that is taken up again does not begin at 0
 
     def advance(done: float, note: str = "") -> None:
-        nonlocal spoken
+        nonlocal started, spoken, first
         now = time.monotonic()
+        if first is None:
+            started, first = (now, done) if done > 1 else (started, 0.0)
         if now - spoken < LOG_INTERVAL:
             return
         spoken = now
-        left = (now - started) / done * (total - done) if done else float("nan")
-        eta = f", {duration(left)} left" if done else ""
+        left = (now - started) / (done - first) * (total - done) if done > first else float("nan")
+        eta = f", {duration(left)} left" if done > first else ""
         say(f"  {what}: {done:g}/{total:g}{eta}{', ' + note if note else ''}")
 
     yield advance
