@@ -60,6 +60,15 @@ def test_the_time_left_is_the_pace_so_far(capsys: pytest.CaptureFixture[str], mo
     assert capsys.readouterr().err == "  training: 10/100, 3:00 left\n"
 
 
+def test_what_an_earlier_attempt_did_is_no_pace(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with track("training", 100, begin=60) as advance:
+        now[0] += 20
+        advance(70)
+    assert capsys.readouterr().err == "  training: 70/100, 1:00 left\n"
+
+
 def test_a_terminal_gets_a_bar_on_standard_error() -> None:
     leader, follower = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}

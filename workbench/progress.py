@@ -35,14 +35,18 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def track(what: str, total: float) -> Iterator[Advance]:
-    """Follow one piece of work; yields `advance(done, note)`, where `done` counts from 0 to `total`."""
+def track(what: str, total: float, *, begin: int = 0) -> Iterator[Advance]:
+    """Follow one piece of work; yields `advance(done, note)`, where `done` counts up to `total`.
+
+    Args:
+        begin: what was done before, by an earlier attempt; it says nothing about the pace of this one.
+    """
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
-            task = bar.add_task(what, total=total, note="")
+            task = bar.add_task(what, total=total, completed=begin, note="")
 
             def show(done: float, note: str = "") -> None:
                 bar.update(task, completed=done, note=note)
@@ -50,18 +54,15 @@ def track(what: str, total: float) -> Iterator[Advance]:
             yield show
         return
     started = spoken = time.monotonic()
-    first: float | None = None  # work that is taken up again does not begin at 0
 
     def advance(done: float, note: str = "") -> None:
-        nonlocal started, spoken, first
+        nonlocal spoken
         now = time.monotonic()
-        if first is None:
-            started, first = (now, done) if done > 1 else (started, 0.0)
         if now - spoken < LOG_INTERVAL:
             return
         spoken = now
-        left = (now - started) / (done - first) * (total - done) if done > first else float("nan")
-        eta = f", {duration(left)} left" if done > first else ""
+        left = (now - started) / (done - begin) * (total - done) if done > begin else float("nan")
+        eta = f", {duration(left)} left" if done > begin else ""
         say(f"  {what}: {done:g}/{total:g}{eta}{', ' + note if note else ''}")
 
     yield advance

@@ -44,6 +44,7 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
 
     def make(work: Work) -> dict[str, Any]:
         from workbench.models.prepare import recast
+        from workbench.training.checkpoints import last_complete
 
         job = prepare(
             loaded,
@@ -60,7 +61,9 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
             raise_recorded(job.error)
             read_events(job.events, 0, log)
         else:
-            with track("training", train.steps(rows["rows"], job.launch.num_processes)) as advance:
+            checkpoint = last_complete(job.checkpoints)
+            begin = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+            with track("training", train.steps(rows["rows"], job.launch.num_processes), begin=begin) as advance:
                 log.advance = advance
                 follow(job, ENTRY, log)
         shutil.copytree(job.trained, work.staging, dirs_exist_ok=True)
