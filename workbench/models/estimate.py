@@ -12,7 +12,7 @@ from workbench.recipe.schema import Launch, Train
 
 #: Shares of a bare matrix product's speed that a training step and a forward pass reach, all between the products included;
 #: measured with LoRA on every layer of a model of 135 million weights, packed short rows, on a CPU with bfloat16 instructions.
-TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.35, 0.6
+TRAINING_EFFICIENCY, FORWARD_EFFICIENCY = 0.25, 0.6
 #: Resident memory of Python with torch, transformers and TRL loaded, in bytes.
 RUNTIME_BYTES = 600 * 2**20
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
