@@ -16,9 +16,10 @@ import pytest
 
 from tests.training.chain import environment
 from tests.training.jobs import job
+from workbench.child import read_events
 from workbench.errors import EnvironmentFault, TrainingError
 from workbench.training.job import Job, load_job
-from workbench.training.launch import command, follow, processes_asked_for, read_events
+from workbench.training.launch import command, follow, processes_asked_for
 
 
 @pytest.fixture

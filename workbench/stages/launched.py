@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.child import leave_error, leave_with_parent
 from workbench.errors import DataError, WorkbenchError
-from workbench.training.job import Job, load_job, write_json
-from workbench.training.launch import die_with_parent, rank
+from workbench.training.job import Job, load_job
+from workbench.training.launch import rank
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +21,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Train, and leave as soon as whoever started the launch is gone."""
-    die_with_parent()
-    threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
+    leave_with_parent()
     run(load_job(Path(sys.argv[1])))
 
 
@@ -38,7 +35,7 @@ def run(job: Job) -> None:
             fit(job, _score_model(job))
         except WorkbenchError as error:
             if rank() == 0:
-                write_json(job.error, {"what": error.what, "where": error.where, "fix": error.fix})
+                leave_error(job.workspace, error)
 
 
 def _score_model(job: Job) -> ScoreModel | None:
@@ -73,13 +70,6 @@ def _score_model(job: Job) -> ScoreModel | None:
 
 def _silent(done: float, note: str = "", /) -> None:
     """The parent shows progress from the events; an evaluation inside training adds none."""
-
-
-def _leave_with_parent(parent: int) -> None:
-    """End this process when its parent is another than at the start; the kernel's signal covers Linux only."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.child import outcome, read_events
 from workbench.data.example import Example
 from workbench.data.render import Renderer, Row, fit, quantile
 from workbench.digest import file_digest
@@ -20,8 +21,8 @@ from workbench.stages import launched
 from workbench.stages.data import examples_of
 from workbench.stages.scoring import scoring_section
 from workbench.stages.stage import Stage, Work
-from workbench.training.job import Job, raise_recorded
-from workbench.training.launch import follow, launched_together, read_events
+from workbench.training.job import Job
+from workbench.training.launch import follow, launched_together
 
 #: What `python -m` runs in every launched process.
 ENTRY = "workbench.stages.launched"
@@ -58,7 +59,7 @@ def train_stage(loaded: Loaded, train: Train, model: Stage, data: Stage) -> Stag
         log = _Log(work)
         if launched_together():
             launched.run(job)
-            raise_recorded(job.error)
+            outcome(work.workspace, 0, what="training", log=work.workspace / "launch.log", kind=TrainingError, fix="see the log")
             read_events(job.events, 0, log)
         else:
             checkpoint = last_complete(job.checkpoints)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from workbench.errors import TrainingError
+from workbench.child import forget_outcome, write_json
 from workbench.recipe.schema import Launch, Task, Train
 
 
@@ -65,17 +63,12 @@ class Job:
         return self.workspace / "result.json"
 
     @property
-    def error(self) -> Path:
-        return self.workspace / "error.json"
-
-    @property
     def trained(self) -> Path:
         return self.workspace / "trained"
 
     def save(self) -> None:
         """Write `job.json`, whole or not at all, and forget how an earlier attempt ended."""
-        self.error.unlink(missing_ok=True)
-        self.result.unlink(missing_ok=True)
+        forget_outcome(self.workspace)
         fields = {
             "model": str(self.model),
             "origin": self.origin,
@@ -103,17 +96,3 @@ def load_job(path: Path) -> Job:
         task=Task.model_validate(fields["task"]),
         recipe_folder=Path(fields["recipe_folder"]),
     )
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file under a temporary name, then rename it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1))
-    partial.rename(path)
-
-
-def raise_recorded(path: Path) -> None:
-    """Raise the error that a launched process left in `error.json`, if it left one."""
-    if path.exists():
-        fields = json.loads(path.read_text())
-        raise TrainingError(fields["what"], where=fields["where"], fix=fields["fix"])

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import json
 import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from workbench.errors import EnvironmentFault
-from workbench.training.job import Job, raise_recorded
-
-#: Seconds between two looks at what a training process has logged.
-POLL_INTERVAL = 0.5
+from workbench import child
+from workbench.errors import TrainingError
+from workbench.training.job import Job
 
 #: What accelerate is told where the recipe names no config file of its own.
 PLAIN = Path(__file__).with_name("accelerate.yaml")
@@ -75,7 +66,7 @@ def command(job: Job, entry: str) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *options, "-m", entry, str(job.file)]
 
 
-def follow(job: Job, entry: str, on_event: Callable[[dict[str, Any]], None]) -> None:
+def follow(job: Job, entry: str, on_event: child.OnEvent) -> None:
     """Run a saved job to its end; its output goes to `launch.log` in the workspace.
 
     Args:
@@ -87,70 +78,12 @@ def follow(job: Job, entry: str, on_event: Callable[[dict[str, Any]], None]) -> 
     """
     log = job.workspace / "launch.log"
     threads = job.launch.threads or max(1, (os.cpu_count() or 1) // job.launch.num_processes)
-    environment = {
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command(job, entry),
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
-        )
-        try:
-            position = 0
-            while True:
-                running = process.poll() is None
-                position = read_events(job.events, position, on_event)
-                if not running:
-                    break
-                time.sleep(POLL_INTERVAL)
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
-    raise_recorded(job.error)
-    if not job.result.exists():
-        tail = "\n    ".join(log.read_text(errors="replace").splitlines()[-15:])
-        raise EnvironmentFault(
-            f"training ended without a result (exit code {process.returncode}); its last words:\n    {tail}",
-            where=str(log),
-            fix="if memory ran out, lower train.batch_size or set train.gradient_checkpointing; then run the same command again",
-        )
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent dies, so that a kill -9 leaves no training behind (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    environment = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    code = child.follow(command(job, entry), log=log, events=job.events, on_event=on_event, environment=environment)
+    fix = "if memory ran out, lower train.batch_size or set train.gradient_checkpointing; then run the same command again"
+    child.outcome(job.workspace, code, what="training", log=log, kind=TrainingError, fix=fix)
 
 
 def _has_cuda() -> bool:
     """Whether an NVIDIA driver with a device is there, without importing torch."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") != "" and Path("/proc/driver/nvidia/gpus").is_dir()
-
-
-def read_events(path: Path, position: int, on_event: Callable[[dict[str, Any]], None]) -> int:
-    """Hand over the whole lines after byte `position`; returns where to go on."""
-    if not path.exists():
-        return position
-    with path.open("rb") as file:
-        file.seek(position)
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            position += len(line)
-            try:
-                on_event(json.loads(line))
-            except ValueError:
-                continue  # torn by a kill -9 in an earlier attempt
-    return position

@@ -21,12 +21,13 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
+from workbench.child import write_json
 from workbench.data.render import IGNORED
 from workbench.errors import TrainingError
 from workbench.models.load import load_tokenizer
 from workbench.training.adapters import trainable_model
 from workbench.training.checkpoints import MarkComplete, last_complete
-from workbench.training.job import Job, write_json
+from workbench.training.job import Job
 from workbench.training.packing import PACKED, PackedBatch, PaddedBatch, prove_packing
 
 #: The task's own metric on the validation rows, from 0 to 1, of the model as it is now.
