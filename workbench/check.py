@@ -26,16 +26,6 @@ def check_static(loaded: Loaded) -> None:
         raise RecipeError(problems)
 
 
-def where(loaded: Loaded, *path: str | int) -> str | None:
-    """The place of a key in the file or on the command line; of the nearest section that was written, if it is a default."""
-    while path:
-        origin = loaded.origins.get(path)
-        if origin is not None and origin.where:
-            return origin.where
-        path = path[:-1]
-    return str(loaded.path)
-
-
 def _sources(loaded: Loaded) -> list[WorkbenchError]:
     recipe = loaded.recipe
     texts: dict[tuple[str | int, ...], str] = {("model", "source"): recipe.model.source, ("data", "source"): recipe.data.source}
@@ -46,7 +36,7 @@ def _sources(loaded: Loaded) -> list[WorkbenchError]:
         try:
             source = parse(text, base=loaded.base)
         except SourceError as error:
-            problems.append(WorkbenchError(error.what, where=where(loaded, *path), fix=error.fix))
+            problems.append(WorkbenchError(error.what, where=loaded.where(*path), fix=error.fix))
             continue
         if isinstance(source, PathSource) and not source.path.exists():
             problems.append(_missing(loaded, source.path, *path))
@@ -81,7 +71,7 @@ def _launch(loaded: Loaded) -> list[WorkbenchError]:
     if fault is None:
         return []
     what = f"{loaded.file(text)} is no accelerate config: {fault}"
-    return [WorkbenchError(what, where=where(loaded, "launch", "config_file"), fix="write one with `accelerate config --config_file FILE`")]
+    return [WorkbenchError(what, where=loaded.where("launch", "config_file"), fix="write one with `accelerate config --config_file FILE`")]
 
 
 def _missing(loaded: Loaded, path: Path, *key: str | int) -> WorkbenchError:
@@ -93,7 +83,7 @@ def _missing(loaded: Loaded, path: Path, *key: str | int) -> WorkbenchError:
         else None
     )
     hint = "; paths start at the recipe's own folder" if here is not None and here.exists() else ""
-    return WorkbenchError(f"no such file: {path}", where=where(loaded, *key), fix=f"correct the path{hint}")
+    return WorkbenchError(f"no such file: {path}", where=loaded.where(*key), fix=f"correct the path{hint}")
 
 
 def _served(loaded: Loaded, train: Train) -> list[WorkbenchError]:
@@ -104,12 +94,12 @@ def _served(loaded: Loaded, train: Train) -> list[WorkbenchError]:
     problems = []
     if train.modules_to_save:
         what = "vLLM cannot serve an adapter with `modules_to_save`"
-        problems.append(WorkbenchError(what, where=where(loaded, "train", "modules_to_save"), fix=f"leave it out, or {fix}"))
+        problems.append(WorkbenchError(what, where=loaded.where("train", "modules_to_save"), fix=f"leave it out, or {fix}"))
     if train.dora:
         problems.append(
-            WorkbenchError("vLLM cannot serve a DoRA adapter", where=where(loaded, "train", "dora"), fix=f"leave it off, or {fix}")
+            WorkbenchError("vLLM cannot serve a DoRA adapter", where=loaded.where("train", "dora"), fix=f"leave it off, or {fix}")
         )
     if train.rank > LARGEST_SERVED_RANK:
         what = f"vLLM serves adapters up to rank {LARGEST_SERVED_RANK}, not {train.rank}"
-        problems.append(WorkbenchError(what, where=where(loaded, "train", "rank"), fix=f"lower it, or {fix}"))
+        problems.append(WorkbenchError(what, where=loaded.where("train", "rank"), fix=f"lower it, or {fix}"))
     return problems

@@ -91,10 +91,12 @@ def check(
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage: model, data, train, merge or evaluate")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="stop after this kind of stage, such as train, merge or evaluate")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe: train, merge, evaluate. Continues by itself where a run was cut off."""
+    """Run a recipe: train, merge, quantise, measure. Continues by itself where a run was cut off."""
     from workbench.check import check_static
     from workbench.recipe.load import load
 

@@ -21,7 +21,9 @@ SCORE_NAMES = {
     "json_exact": "right answers",
     "perplexity": "1 / perplexity",
 }
-KIND_NAMES = {"base": "as it came", "merged": "fine-tuned, merged", "full": "fine-tuned"}
+KIND_NAMES = {"base": "as it came", "merged": "fine-tuned, merged", "full": "fine-tuned", "quantized": "quantised"}
+#: What to call a limit of `select.at_most`.
+LIMIT_NAMES = {"size_mb": "size", "memory_mb": "memory", "slowdown": "slowdown"}
 
 
 def render(report: Mapping[str, Any], console: Console) -> None:
@@ -32,6 +34,11 @@ def render(report: Mapping[str, Any], console: Console) -> None:
     if report["candidates"]:
         console.print(_candidates(report, name))
         _sentence(report, console)
+    if any(row["measured_beside_parent"] for row in report["candidates"]):
+        console.print(_variants(report))
+        _how_quantized(report, console)
+    if report["selection"] is not None:
+        _selection(report["selection"], console)
     if report["guards"]:
         console.print(_guards(report))
     _training(report, console)
@@ -42,7 +49,11 @@ def html(report: Mapping[str, Any]) -> str:
     with Path("/dev/null").open("w") as nowhere:
         console = Console(record=True, width=110, file=nowhere)
         render(report, console)
-    return console.export_html(inline_styles=True)
+    page = console.export_html(inline_styles=True)
+    picture = Path(report["run"]["folder"]) / "pareto.svg"
+    if picture.exists():
+        page = page.replace("</body>", picture.read_text(encoding="utf-8").partition("?>")[2] + "</body>")
+    return page
 
 
 def _candidates(report: Mapping[str, Any], name: str) -> Table:
@@ -74,13 +85,75 @@ def _candidates(report: Mapping[str, Any], name: str) -> Table:
 def _sentence(report: Mapping[str, Any], console: Console) -> None:
     for row in report["candidates"]:
         gain = row["difference_to_base"]
-        if gain is not None:
+        if gain is not None and row["parent"] is None:
             low, high = 100 * gain["ci_low"], 100 * gain["ci_high"]
             console.print(
                 f"{row['name']} against base on the same {gain['n']} examples: {100 * gain['estimate']:+.1f} points "
                 f"(95% interval {low:+.1f} to {high:+.1f})",
                 highlight=False,
             )
+
+
+def _variants(report: Mapping[str, Any]) -> Table:
+    """The Pareto table: the model that was quantised, and its copies beside it."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="Quantised copies beside the model they were made of, on the same examples",
+        title_justify="left",
+        caption="recovery: share of the score that is left. same: share of equal answers. KL: nats per answer token. prefill, decode: speed\n"
+        "as a multiple of that model's, in the same run. Pareto: none is as good in score, size, memory and decoding, and better in one.",
+        caption_justify="left",
+    )
+    table.add_column("candidate", no_wrap=True)
+    for heading in ("recovery", "95% interval", "same", "KL", "size", "memory", "prefill", "decode", "Pareto"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report["candidates"]:
+        if row["dominated_by"] is None:
+            continue
+        weight = [f"{row['size_bytes'] / 1e6:.0f} MB", f"{row['peak_memory_bytes'] / 1e6:.0f} MB"]
+        front = "no" if row["dominated_by"] else "yes"
+        beside = row["measured_beside_parent"]
+        if beside is None:
+            table.add_row(row["name"], "", "", "", "", *weight, "1", "1", front)
+            continue
+        share = [_percent(row["recovery"]), f"{_percent(row['recovery_low'])} to {_percent(row['recovery_high'])}"]
+        said = [_percent(row["agreement"]), f"{beside['fidelity']['kl_mean']:.2g}"]
+        speed = [f"{beside['speed'][f'{what}_ratio']:.2f}" for what in ("prefill", "decode")]
+        table.add_row(row["name"], *share, *said, *weight, *speed, front)
+    return table
+
+
+def _how_quantized(report: Mapping[str, Any], console: Console) -> None:
+    for row in report["candidates"]:
+        made, beside = row["quantization"], row["measured_beside_parent"]
+        if made is None or beside is None:
+            continue
+        told = [f"{row['name']}: {duration(made['seconds'])}"]
+        if made["calibrated_on"]:
+            told.append(f"calibrated on {made['calibrated_on']}")
+        told.append(f"runs on {beside['kernel']}, loads in {row['load_seconds']:.1f} s")
+        fidelity = beside["fidelity"]
+        told.append(f"perplexity {fidelity['perplexity']:.3g} against {fidelity['parent_perplexity']:.3g}")
+        told.append(
+            f"loaded again: {made['reloaded_identically']} of {made['probes']} answers the same, {made['reloaded_near_ties']} near-ties"
+        )
+        console.print("; ".join(told), highlight=False)
+        if row["not_exportable"]:
+            console.print(f"{row['name']} cannot be exported: {'; '.join(row['not_exportable'])}", highlight=False)
+
+
+def _selection(selection: Mapping[str, Any], console: Console) -> None:
+    scores = ", ".join(f"{row['name']} {_percent(row['score'])}" for row in selection["candidates"])
+    limits = {LIMIT_NAMES[key]: value for key, value in selection["at_most"].items() if value is not None}
+    within = f" within {', '.join(f'{name} <= {value:g}' for name, value in limits.items())}" if limits else ""
+    picked = selection["picked"]
+    if picked is not None:
+        console.print(f"selected on the validation split{within}: [bold]{picked}[/bold] ({scores})", highlight=False)
+        return
+    console.print(f"selected on the validation split: none, no candidate is{within} ({scores})", highlight=False)
+    for row in selection["candidates"]:
+        over = ", ".join(f"{LIMIT_NAMES[key]} {row[key]:.4g}" for key in row["beyond"])
+        console.print(f"  {row['name']}: {over}", highlight=False)
 
 
 def _guards(report: Mapping[str, Any]) -> Table:

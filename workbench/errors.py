@@ -52,6 +52,10 @@ class TrainingError(WorkbenchError):
     """Training stopped, or never started, for a reason the recipe or the data can cure."""
 
 
+class QuantizationError(WorkbenchError):
+    """A model cannot be quantised as the recipe asks."""
+
+
 class EvaluationError(WorkbenchError):
     """Examples cannot be answered or scored as the recipe asks."""
 

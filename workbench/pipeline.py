@@ -20,7 +20,7 @@ from workbench.training.job import load_job
 from workbench.training.launch import rank
 
 #: Kinds of stages, which `--until` may name, in their order.
-STAGES = ("model", "data", "train", "merge", "evaluate")
+STAGES = ("model", "data", "calibration", "train", "merge", "quantize", "evaluate", "footprint", "compare", "select")
 
 
 def run(loaded: Loaded, state: Path, *, until: str | None = None) -> Path | None:

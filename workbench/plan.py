@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from typing import cast
 
 from workbench.digest import digest
-from workbench.errors import RecipeError, WorkbenchError
 from workbench.evaluation.metrics import scorer
 from workbench.progress import say
 from workbench.recipe.load import Loaded
 from workbench.recipe.schema import Split
 from workbench.sources.fetch import Materialised, default_cache, materialise
 from workbench.sources.reference import parse
+from workbench.stages.calibration import calibration_stage
+from workbench.stages.compare import compare_stage
 from workbench.stages.data import data_stage, guard_stage
-from workbench.stages.evaluate import Candidate, evaluate_stages
+from workbench.stages.evaluate import VALIDATION, Candidate, evaluate_stages
+from workbench.stages.footprint import footprint_stage
 from workbench.stages.merge import merge_stage
 from workbench.stages.model import model_stage
+from workbench.stages.quantize import keeps_adapter, quantize_stage
+from workbench.stages.select import select_stage
 from workbench.stages.stage import Stage
 from workbench.stages.train import train_stage
 from workbench.training.launch import launched_together, processes_asked_for, world_size
@@ -53,20 +57,19 @@ def plan(loaded: Loaded) -> Plan:
 
     Raises:
         SourceError, EnvironmentFault: a source cannot be had.
-        RecipeError: the recipe asks for a stage that this version does not have.
     """
     processes = world_size() if launched_together() else processes_asked_for()
     if processes is not None:  # whoever launched decided how many there are
         launch = loaded.recipe.launch.model_copy(update={"num_processes": processes})
         loaded = dataclasses.replace(loaded, recipe=loaded.recipe.model_copy(update={"launch": launch}))
     recipe = loaded.recipe
-    if recipe.quantize:
-        where = loaded.origins["quantize", 0, "method"].where
-        fix = "leave `quantize` out of this run; `workbench check --preview` already says whether it would work"
-        raise RecipeError([WorkbenchError("this version checks `quantize` but does not run it yet", where=where, fix=fix)])
     sources = fetch_sources(loaded)
     model, data, guards = prepared(loaded, sources)
-    stages, candidates = [model, data, *guards.values()], [Candidate("base", "base", model)]
+    texts = [
+        calibration_stage(loaded, index, model, data, sources.get(f"quantize.{index}.calibration.general"))
+        for index in range(len(recipe.quantize))
+    ]
+    stages, candidates = [model, data, *guards.values(), *texts], [Candidate("base", "base", model)]
     if recipe.train is not None:
         train = train_stage(loaded, recipe.train, model, data)
         stages.append(train)
@@ -76,8 +79,29 @@ def plan(loaded: Loaded) -> Plan:
             merge = merge_stage(loaded, model, data, train)
             stages.append(merge)
             candidates.append(Candidate("tuned", "merged", merge, train))
-    evaluations = {candidate.name: evaluate_stages(loaded, candidate, data, guards) for candidate in candidates}
+    parent = candidates[-1]
+    for index, section in enumerate(recipe.quantize):
+        keep = keeps_adapter(section)
+        weights = quantize_stage(loaded, index, model if keep else parent.weights, texts[index], data, parent.trained if keep else None)
+        stages.append(weights)
+        candidates.append(Candidate(section.title, "quantized", weights, parent.trained, parent.name))
+    selecting = bool(recipe.quantize)
+    evaluations = {
+        candidate.name: evaluate_stages(
+            loaded, candidate, data, guards, selecting=selecting and (candidate.parent is not None or candidate is parent)
+        )
+        for candidate in candidates
+    }
     stages += [stage for sets in evaluations.values() for stage in sets.values()]
+    measurements: list[Stage] = []
+    if selecting:
+        variants = [candidate for candidate in candidates if candidate.parent is not None]
+        footprints = {candidate.name: footprint_stage(loaded, candidate, data) for candidate in (parent, *variants)}
+        compared = {variant.name: compare_stage(loaded, variant, parent, data) for variant in variants}
+        validated = {name: evaluations[name][VALIDATION] for name in footprints}
+        selection = select_stage(loaded, (parent, *variants), validated, footprints, compared)
+        measurements = [*footprints.values(), *compared.values(), selection]
+    stages += measurements
     return Plan(loaded, tuple(stages), tuple(candidates), evaluations, sources)
 
 
@@ -105,6 +129,10 @@ def fetch_sources(loaded: Loaded) -> dict[str, Materialised]:
     texts: dict[str, str] = {"model.source": recipe.model.source, "data.source": recipe.data.source}
     texts |= {f"data.held_out.{split}": text for split, text in recipe.data.held_out.model_dump().items() if text is not None}
     texts |= {f"evaluate.guards.{index}.source": guard.source for index, guard in enumerate(recipe.evaluate.guards)}
+    for index, section in enumerate(recipe.quantize):
+        calibration = getattr(section, "calibration", None)
+        if calibration is not None and calibration.general is not None:
+            texts[f"quantize.{index}.calibration.general"] = calibration.general
     found = {}
     for key, text in texts.items():
         trust = key == "model.source" and recipe.model.trust_remote_code

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.check import where
 from workbench.data.render import Renderer, Row, quantile
-from workbench.errors import WorkbenchError
+from workbench.errors import RecipeError, WorkbenchError
 from workbench.models.estimate import (
     BYTES,
     FORWARD_EFFICIENCY,
@@ -27,7 +26,8 @@ from workbench.pipeline import make
 from workbench.plan import fetch_sources, prepared
 from workbench.progress import duration
 from workbench.recipe.load import Loaded
-from workbench.recipe.schema import Gptq, Train
+from workbench.recipe.schema import Train
+from workbench.stages.calibration import refuse
 from workbench.stages.data import examples_of
 from workbench.store import Store
 
@@ -148,7 +148,7 @@ def preview(loaded: Loaded, state: Path) -> Preview:
         else RUNTIME_BYTES + facts.parameters * BYTES[recipe.model.dtype],
         train_seconds=train_seconds,
         evaluate_seconds=evaluate_seconds,
-        problems=(*_overlong(loaded, train, lengths, rows), *_context(loaded, facts, train), *_group_sizes(loaded, facts)),
+        problems=(*_overlong(loaded, train, lengths, rows), *_context(loaded, facts, train), *_quantizers(loaded, model.path)),
     )
 
 
@@ -187,7 +187,7 @@ def _overlong(loaded: Loaded, train: Train | None, lengths: Sequence[Lengths], r
     return [
         WorkbenchError(
             f"{total} rows are longer than {train.max_length} tokens and would be truncated",
-            where=where(loaded, "train", "max_length"),
+            where=loaded.where("train", "max_length"),
             fix=f"raise train.max_length to {longest}, or choose train.overflow: drop or truncate",
         )
     ]
@@ -197,20 +197,15 @@ def _context(loaded: Loaded, facts: ModelFacts, train: Train | None) -> list[Wor
     if train is None or train.max_length <= facts.context:
         return []
     what = f"train.max_length {train.max_length} is beyond the model's context of {facts.context} tokens"
-    return [WorkbenchError(what, where=where(loaded, "train", "max_length"), fix=f"choose at most {facts.context}")]
+    return [WorkbenchError(what, where=loaded.where("train", "max_length"), fix=f"choose at most {facts.context}")]
 
 
-def _group_sizes(loaded: Loaded, facts: ModelFacts) -> list[WorkbenchError]:
-    """GPTQ saves a model whose group size does not divide a layer's width, and fails only when it answers."""
-    problems = []
-    for index, quantizer in enumerate(loaded.recipe.quantize):
-        if not isinstance(quantizer, Gptq) or quantizer.group_size == -1:
-            continue
-        widths = {name: inner for name, (_, inner) in facts.linear_shapes.items() if inner % quantizer.group_size}
-        if widths:
-            name, width = next(iter(widths.items()))
-            good = [size for size in (32, 64, 128, 256) if all(inner % size == 0 for _, inner in facts.linear_shapes.values())]
-            what = f"group_size {quantizer.group_size} does not divide the width {width} of {name}; the quantised model could not answer"
-            fix = f"choose {' or '.join(map(str, good))}" if good else "choose -1"
-            problems.append(WorkbenchError(what, where=where(loaded, "quantize", index, "group_size"), fix=fix))
+def _quantizers(loaded: Loaded, model: Path) -> list[WorkbenchError]:
+    """What stands against the recipe's quantised variants."""
+    problems: list[WorkbenchError] = []
+    for index in range(len(loaded.recipe.quantize)):
+        try:
+            refuse(loaded, index, model)
+        except RecipeError as error:
+            problems += error.problems
     return problems

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench import plots
 from workbench.digest import digest
 from workbench.errors import disk_faults
 from workbench.plan import Plan
 from workbench.progress import say
 from workbench.recipe.resolved import dump
+from workbench.report import read
 from workbench.stages.stage import Stage
 from workbench.store import Artifact
 from workbench.tracking import Journal, Status, environment, sync, sync_all
@@ -71,10 +73,11 @@ class Record:
             status: in words, for `workbench show`.
             outcome: for MLflow.
         """
+        self._save(status)
         if outcome == "FINISHED":
             self._candidates()
+            self._picture()
         self.journal.end(self.parent, outcome)
-        self._save(status)
         self.sync(force=True)
 
     def sync(self, *, force: bool = False) -> None:
@@ -116,8 +119,9 @@ class Record:
                 self.journal.metrics(run, {f"{name}/{key}": artifact.facts[key] for key in ("tokens_per_s", "rows", "scored")})
                 self.journal.metrics(run, {f"{name}/score": mean_score(artifact)})
             weights = self.made[candidate.weights.name]
-            self.journal.metrics(run, {"size_bytes": float(sum(file.stat().st_size for file in weights.path.glob("*.safetensors")))})
-            if candidate.trained is not None:
+            self.journal.metrics(run, {"size_bytes": float(sum(file.stat().st_size for file in weights.path.rglob("*.safetensors")))})
+            self.journal.metrics(run, self._measurements(candidate.name))
+            if candidate.trained is not None and candidate.parent is None:
                 lineage = {
                     "workbench.recipe_digest": self.recipe_digest,
                     "workbench.data_key": self.made["data"].key,
@@ -137,6 +141,22 @@ class Record:
                 )
             self.journal.end(run)
 
+    def _measurements(self, candidate: str) -> dict[str, float]:
+        """What was measured of a candidate beside its scores, by one name for all of them."""
+        found: dict[str, Any] = {}
+        if f"footprint:{candidate}" in self.made:
+            found |= self.made[f"footprint:{candidate}"].facts
+        if f"compare:{candidate}" in self.made:
+            facts = self.made[f"compare:{candidate}"].facts
+            found |= facts["fidelity"] | facts["speed"]
+        return {f"measured/{name}": float(value) for name, value in found.items() if _is_number(value)}
+
+    def _picture(self) -> None:
+        """The Pareto plot, where the recipe has quantised variants."""
+        picture = self.folder / "pareto.svg"
+        if self.recipe.quantize and plots.pareto(read(self.folder), picture):
+            self.journal.file(self.parent, picture)
+
     def _save(self, status: str) -> None:
         """`run.json`, from which `workbench show` finds everything else."""
         record = {
@@ -153,6 +173,7 @@ class Record:
                 {
                     "name": candidate.name,
                     "kind": candidate.kind,
+                    "parent": candidate.parent,
                     "model": self.made[candidate.weights.name].name,
                     "outcomes": {
                         name: self.made[stage.name].name

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
-from workbench.evaluation.statistics import mean_interval, paired_difference
+from workbench.errors import EvaluationError, WorkbenchError
+from workbench.evaluation.pareto import dominated
+from workbench.evaluation.statistics import mean_interval, paired_difference, recovery
+from workbench.stages import evidence
+from workbench.stages.quantize import calibrated_on
 from workbench.store import Artifact, Store
 
 TASK = "task"
@@ -44,14 +48,21 @@ def read(folder: Path) -> dict[str, Any]:
     store = Store(folder.parent.parent)
     artifacts = {stage["name"]: _artifact(store, stage) for stage in run["stages"]}
     tables = {
-        (candidate["name"], name): _scores(artifacts[f"evaluate:{candidate['name']}:{name}"])
+        (candidate["name"], name): _answers(artifacts[f"evaluate:{candidate['name']}:{name}"])
         for candidate in run["candidates"]
         for name in candidate["outcomes"]
     }
+    selection = dict(artifacts["select"].facts) if "select" in artifacts else None
+    candidates = [_candidate(one, run["task"], artifacts, tables) for one in run["candidates"] if (one["name"], TASK) in tables]
+    _rank(candidates, None if selection is None else selection["picked"])
+    for row in candidates:
+        if row["kind"] == "quantized":
+            row["not_exportable"] = evidence.missing(store, artifacts[f"quantize:{row['name']}"], artifacts["data"])
     return {
         "run": {key: run[key] for key in ("id", "recipe", "status", "time")} | {"folder": str(folder)},
         "task": run["task"],
-        "candidates": [_candidate(one, run["task"], artifacts, tables) for one in run["candidates"] if (one["name"], TASK) in tables],
+        "candidates": candidates,
+        "selection": selection,
         "guards": [
             _guard(one, name, guard, tables)
             for name, guard in run["guards"].items()
@@ -79,49 +90,100 @@ def _artifact(store: Store, stage: Mapping[str, Any]) -> Artifact:
     return found
 
 
-def _scores(artifact: Artifact) -> dict[str, float | None]:
-    """Score by example id (and repeat), of one outcomes table."""
+@dataclass(frozen=True)
+class _Answers:
+    """One outcomes table by example id and repeat: what was scored, and what was said."""
+
+    scores: Mapping[str, float | None]
+    outputs: Mapping[str, str | None]
+
+
+def _answers(artifact: Artifact) -> _Answers:
     from workbench.evaluation import outcomes
 
     table = outcomes.read(artifact.path / "outcomes.parquet")
-    keys = zip(table["example_id"].to_pylist(), table["repeat"].to_pylist(), strict=True)
-    return {f"{example}/{repeat}": score for (example, repeat), score in zip(keys, table["score"].to_pylist(), strict=True)}
+    keys = [f"{example}/{repeat}" for example, repeat in zip(table["example_id"].to_pylist(), table["repeat"].to_pylist(), strict=True)]
+    columns = (dict(zip(keys, table[name].to_pylist(), strict=True)) for name in ("score", "output"))
+    return _Answers(*columns)
 
 
 def _candidate(
     candidate: Mapping[str, Any],
     task: Mapping[str, Any],
     artifacts: Mapping[str, Artifact],
-    tables: Mapping[tuple[str, str], Mapping[str, float | None]],
+    tables: Mapping[tuple[str, str], _Answers],
 ) -> dict[str, Any]:
-    facts = artifacts[f"evaluate:{candidate['name']}:{TASK}"].facts
+    name, parent = candidate["name"], candidate["parent"]
+    own = tables[name, TASK]
+    facts = artifacts[f"evaluate:{name}:{TASK}"].facts
+    alone = artifacts.get(f"footprint:{name}")  # the evaluating process had held other models before
     row = {
-        "name": candidate["name"],
+        "name": name,
         "kind": candidate["kind"],
+        "parent": parent,
         "metric": task["metric"],
-        **_mean(tables[candidate["name"], TASK]),
+        **_mean(own.scores),
         "recovery": None,
         "recovery_low": None,
+        "recovery_high": None,
         "size_bytes": facts["size_bytes"],
         "tokens_per_s": facts["tokens_per_s"],
-        "peak_memory_bytes": facts["peak_memory_bytes"],
-        "load_seconds": facts["load_seconds"],
+        "peak_memory_bytes": (alone or artifacts[f"evaluate:{name}:{TASK}"]).facts["peak_memory_bytes"],
+        "load_seconds": (alone or artifacts[f"evaluate:{name}:{TASK}"]).facts["load_seconds"],
         "difference_to_base": None,
+        "difference_to_parent": None,
+        "agreement": None,
+        "measured_beside_parent": None,
+        "quantization": None,
     }
-    base = tables.get(("base", TASK))
-    if base is not None and candidate["name"] != "base":
-        row["difference_to_base"] = _difference(tables[candidate["name"], TASK], base)
+    if name != "base" and ("base", TASK) in tables:
+        row["difference_to_base"] = _difference(own, tables["base", TASK])
+    if parent is not None and (parent, TASK) in tables:
+        row |= _beside_parent(own, tables[parent, TASK])
+    if f"compare:{name}" in artifacts:
+        row["measured_beside_parent"] = dict(artifacts[f"compare:{name}"].facts)
+    if f"quantize:{name}" in artifacts:
+        made = artifacts[f"quantize:{name}"]
+        row["quantization"] = {**made.facts, "seconds": made.seconds, "calibrated_on": calibrated_on(made.facts)}
     return row
 
 
-def _guard(
-    candidate: Mapping[str, Any], name: str, guard: Mapping[str, Any], tables: Mapping[tuple[str, str], Mapping[str, float | None]]
-) -> dict[str, Any]:
+def _beside_parent(own: _Answers, parent: _Answers) -> dict[str, Any]:
+    """A copy on the same examples as its parent: difference, recovery, and how often both say the same."""
+    found: dict[str, Any] = {"difference_to_parent": _difference(own, parent)}
+    pairs = _pairs(own, parent)
+    if any(against for _, against in pairs):
+        try:
+            share = recovery([score for score, _ in pairs], [against for _, against in pairs])
+            found |= {"recovery": share.estimate, "recovery_low": share.low, "recovery_high": share.high}
+        except EvaluationError:
+            pass  # the parent is right so rarely that a ratio to it means nothing; it stays null
+    same = [own.outputs[key] == parent.outputs[key] for key in own.outputs if key in parent.outputs]
+    found["agreement"] = sum(same) / len(same) if same else None
+    return found
+
+
+def _rank(candidates: Sequence[dict[str, Any]], picked: str | None) -> None:
+    """Mark the selected candidate, and those that another one dominates; null for what was not measured beside its like."""
+    points: dict[str, tuple[float, float, float, float]] = {}
+    parents = {row["parent"] for row in candidates if row["measured_beside_parent"]}
+    for row in candidates:
+        beside = row["measured_beside_parent"]
+        if row["score"] is not None and (beside or row["name"] in parents):
+            slowdown = 1 / beside["speed"]["decode_ratio"] if beside else 1.0
+            points[row["name"]] = (row["score"], row["size_bytes"], row["peak_memory_bytes"], slowdown)
+    better = dominated(points)
+    for row in candidates:
+        row["dominated_by"] = better.get(row["name"])
+        row["selected"] = row["name"] == picked
+
+
+def _guard(candidate: Mapping[str, Any], name: str, guard: Mapping[str, Any], tables: Mapping[tuple[str, str], _Answers]) -> dict[str, Any]:
     row = {
         "guard": name,
         "candidate": candidate["name"],
         "metric": guard["metric"],
-        **_mean(tables[candidate["name"], name]),
+        **_mean(tables[candidate["name"], name].scores),
         "floor": guard["floor"],
     }
     row["floor_met"] = (
@@ -139,13 +201,17 @@ def _mean(scores: Mapping[str, float | None]) -> dict[str, Any]:
     return {"score": interval.estimate, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n, "unscored": unscored}
 
 
-def _difference(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> dict[str, Any] | None:
+def _difference(one: _Answers, other: _Answers) -> dict[str, Any] | None:
     """Of the examples that both tables scored."""
-    both = [(score, against) for key, score in one.items() if score is not None and (against := other.get(key)) is not None]
+    both = _pairs(one, other)
     if not both:
         return None
     interval = paired_difference([a for a, _ in both], [b for _, b in both])
     return {"estimate": interval.estimate, "ci_low": interval.low, "ci_high": interval.high, "n": interval.n}
+
+
+def _pairs(one: _Answers, other: _Answers) -> list[tuple[float, float]]:
+    return [(score, against) for key, score in one.scores.items() if score is not None and (against := other.scores.get(key)) is not None]
 
 
 def _training(artifact: Artifact) -> dict[str, Any]:

@@ -64,6 +64,17 @@ class Store:
             return None
         return artifact if whole else None
 
+    def artifacts(self) -> Iterator[tuple[Artifact, Mapping[str, Any]]]:
+        """Every whole artifact, with the ingredients it was made of."""
+        for path in sorted(self.root.glob(f"[!.]*/{MANIFEST}")):
+            try:
+                manifest = json.loads(path.read_text())
+                found = self.find(manifest["stage"], manifest["key"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if found is not None:
+                yield found, manifest["ingredients"]
+
     def damaged(self, artifact: Artifact) -> list[str]:
         """Names of the files whose bytes are not what was published; reads everything."""
         files = json.loads((artifact.path / MANIFEST).read_text())["files"]

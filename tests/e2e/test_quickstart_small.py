@@ -13,12 +13,12 @@ import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 
-#: What is left of it. Enough rows for the tuned model to be far above the base, which is near chance.
+#: What is left of it. Learning sets in late and then fast: at 512 rows it depends on the seed and on how the CPU rounds; at these it was
+#: 0.76 to 0.81 for three seeds, where the base is near chance.
 SMALL = {
-    "data.limit.train": "512",
+    "data.limit.train": "1536",
     "data.limit.validation": "32",
     "data.limit.test": "160",
-    "train.batch_size": "8",
     "train.eval_steps": "64",
     "merge.check_prompts": "4",
     "merge.check_tokens": "2",
@@ -72,7 +72,7 @@ def test_what_came_in(report: dict[str, Any]) -> None:
     data, model = report["data"], report["model"]
     assert data["rows"]["source"] == 28_614
     assert data["duplicates"] == 116
-    assert data["sizes"]["train"] == 512
+    assert data["sizes"]["train"] == 1536
     assert model["parameters"] == pytest.approx(134_515_008, rel=1e-3)
     assert model["dequantised_from_gguf"]
     assert model["license"] == "apache-2.0"
@@ -81,8 +81,8 @@ def test_what_came_in(report: dict[str, Any]) -> None:
 
 def test_what_was_learnt_and_merged(report: dict[str, Any]) -> None:
     training, merge = report["training"], report["merge"]
-    assert training["steps"] == 64
-    assert training["rows"] <= 512
+    assert training["steps"] == 96
+    assert training["rows"] <= 1536
     assert 0 < training["validation_loss"] < 1, "two labels of one token each, and their end"
     assert merge["identical"] + merge["near_ties"] == merge["prompts"] == 4
     assert merge["max_logit_difference"] < 1

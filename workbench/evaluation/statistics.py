@@ -104,6 +104,40 @@ def recovery(candidate: Scores, parent: Scores, alpha: float = 0.05) -> Interval
     return Interval(float(top.mean() / bottom.mean()), float(low), float(high), n, alpha)
 
 
+def bootstrap_mean(
+    values: Scores, limits: tuple[float, float], alpha: float = 0.05, *, clusters: Sequence[str] | npt.NDArray[np.intp] | None = None
+) -> Interval:
+    """The mean of values of any distribution within limits: BCa bootstrap, clusters drawn whole (Davison & Hinkley 1997, section 3.8).
+
+    A bootstrap knows only what it saw. So no bound is nearer to the mean than where it would be if the share of unseen values
+    that Wilson's bound on 0 of n leaves open, z^2 / (n + z^2), all lay at a limit; n counts clusters.
+
+    Args:
+        values: shape (n,), within the limits, none missing.
+        limits: the least and the largest value there can be.
+        clusters: shape (n,), values of one cluster are not independent; default: all are.
+
+    Raises:
+        EvaluationError: no values, or values that are missing or beyond the limits.
+    """
+    from scipy.special import ndtri
+
+    _check_alpha(alpha)
+    numbers = _numbers(values, "values")
+    if numbers.min() < limits[0] or numbers.max() > limits[1]:
+        raise EvaluationError(f"values run from {numbers.min():g} to {numbers.max():g}", fix=f"keep them in {limits[0]:g} to {limits[1]:g}")
+    if clusters is not None and len(clusters) != len(numbers):
+        raise EvaluationError(f"{len(clusters)} clusters for {len(numbers)} values", fix="name the cluster of every value")
+    labels = np.arange(len(numbers)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums, sizes = np.bincount(labels, numbers), np.bincount(labels).astype(np.float64)
+    found = _bca(sums, limits, alpha, sizes)
+    z = float(ndtri(1 - alpha / 2))
+    unseen = z**2 / (len(sums) + z**2)
+    mean = found.estimate
+    low, high = mean - unseen * (mean - limits[0]), mean + unseen * (limits[1] - mean)
+    return Interval(mean, max(limits[0], min(found.low, low)), min(limits[1], max(found.high, high)), len(numbers), alpha)
+
+
 def tango(only_a: int, only_b: int, n: int, alpha: float = 0.05) -> Interval:
     """Tango's (1998) score interval for the difference of two paired proportions, p_a - p_b.
 
@@ -135,23 +169,32 @@ def tango(only_a: int, only_b: int, n: int, alpha: float = 0.05) -> Interval:
     return Interval(estimate, float(low), float(high), n, alpha)
 
 
-def _bca(values: Array, limits: tuple[float, float], alpha: float) -> Interval:
+def _bca(values: Array, limits: tuple[float, float], alpha: float, sizes: Array | None = None) -> Interval:
     """Bias-corrected and accelerated bootstrap interval of a mean (Efron 1987, JASA 82:171).
 
     Written out because scipy's takes the jackknife in O(n^2); for a mean the acceleration has a closed form.
     Where all values are equal a bootstrap knows nothing. There the interval allows for the share of other values that
     Wilson's bound on 0 of n leaves open, z^2 / (n + z^2), all of it at one of the limits.
+
+    Args:
+        values: shape (n,), what is resampled.
+        sizes: shape (n,), where each value is a sum over so many; the mean is then sum(values) / sum(sizes).
     """
     from scipy.special import ndtr, ndtri
 
-    n, mean = len(values), float(values.mean())
+    n = len(values)
+    weights = np.ones(n) if sizes is None else sizes
+    mean = float(values.sum() / weights.sum())
     z = ndtri([alpha / 2, 1 - alpha / 2])
-    if np.ptp(values) == 0:
+    if np.ptp(values / weights) == 0:
         unseen = float(z[1] ** 2 / (n + z[1] ** 2))
         return Interval(mean, mean - unseen * (mean - limits[0]), mean + unseen * (limits[1] - mean), n, alpha)
-    means = _resample(n, lambda rows: values[rows].mean(axis=1))
-    centred = values - mean
-    acceleration = np.sum(centred**3) / (6 * np.sum(centred**2) ** 1.5)
+    if sizes is None:
+        means = _resample(n, lambda rows: values[rows].mean(axis=1))
+    else:
+        means = _resample(n, lambda rows: values[rows].sum(axis=1) / sizes[rows].sum(axis=1))
+    influence = values - mean * weights
+    acceleration = np.sum(influence**3) / (6 * np.sum(influence**2) ** 1.5)
     below = (np.sum(means < mean) + 0.5 * np.sum(means == mean)) / len(means)
     bias = ndtri(np.clip(below, 1 / len(means), 1 - 1 / len(means)))
     levels = ndtr(bias + (bias + z) / (1 - acceleration * (bias + z)))
@@ -179,6 +222,13 @@ def _paired(a: Scores, b: Scores) -> tuple[Array, Array]:
 
 
 def _checked(scores: Scores, name: str) -> Array:
+    values = _numbers(scores, name)
+    if values.min() < 0 or values.max() > 1:
+        raise EvaluationError(f"{name} run from {values.min():g} to {values.max():g}", fix="a score is from 0 to 1")
+    return values
+
+
+def _numbers(scores: Scores, name: str) -> Array:
     try:
         values = np.asarray(scores, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -187,8 +237,6 @@ def _checked(scores: Scores, name: str) -> Array:
         raise EvaluationError(f"{name} are empty" if values.size == 0 else f"{name} are not a plain list", fix="score at least one row")
     if np.isnan(values).any():
         raise EvaluationError(f"{int(np.isnan(values).sum())} of {name} are missing", fix="leave unscored rows out first, and count them")
-    if values.min() < 0 or values.max() > 1:
-        raise EvaluationError(f"{name} run from {values.min():g} to {values.max():g}", fix="a score is from 0 to 1")
     return values
 
 

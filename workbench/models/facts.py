@@ -16,12 +16,14 @@ class ModelFacts:
 
     Attributes:
         architecture: such as `LlamaForCausalLM`.
+        model_type: transformers' name of the family, such as `llama`.
         layers, hidden, intermediate, heads, kv_heads, head_dim, vocab: counts and widths.
         context: longest sequence in tokens that the model was made for.
         tied: whether the output head shares the embedding's weights.
     """
 
     architecture: str
+    model_type: str
     layers: int
     hidden: int
     intermediate: int
@@ -70,6 +72,7 @@ def read_facts(directory: Path) -> ModelFacts:
         heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
         return ModelFacts(
             architecture=str((config.get("architectures") or [config["model_type"]])[0]),
+            model_type=str(config.get("model_type", "unknown")),
             layers=_count(config, "num_hidden_layers"),
             hidden=hidden,
             intermediate=_count(config, "intermediate_size"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import SourceError
-from workbench.models.quiet import quiet
+from workbench.models.quiet import hushed_gptqmodel, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: Folder, inside a quantised model's, of an adapter that stays over it in 16 bits.
+ADAPTER = "adapter"
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -81,6 +85,47 @@ def load_model(
         if tensors:
             raise _unusable(directory, f"{tensors[0]} {what}" + (f", and {len(tensors) - 1} more" if tensors[1:] else ""))
     return model
+
+
+def load_candidate(directory: Path, *, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
+    """A model as it is served: 16-bit or quantised, with the adapter that lies over it if there is one; on its device, ready to answer.
+
+    Raises:
+        SourceError: as for `load_model`; also a quantised folder whose library is not installed.
+    """
+    quantized_by = quantization(directory)
+    if quantized_by is None:
+        return load_model(directory, dtype=dtype, trust_remote_code=trust_remote_code).to(device()).eval()
+    if quantized_by == "gptq":
+        hushed_gptqmodel()
+    try:  # quantised weights are laid out for the device they are loaded to
+        model = load_model(directory, dtype=dtype, trust_remote_code=trust_remote_code, device_map={"": device()})
+    except ImportError as error:
+        extra = {"gptq": "quantize", "compressed-tensors": "compressed"}.get(quantized_by, "train")
+        what = f"its weights were quantised by {quantized_by}, whose library is not installed: {_first_line(error)}"
+        raise SourceError(what, where=str(directory), fix=f"pip install 'workbench[{extra}]'") from error
+    if (directory / ADAPTER).is_dir():
+        model = with_adapter(model, directory / ADAPTER)
+    return model.eval()
+
+
+def with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The same model, its layers carrying an adapter that is not merged into them."""
+    from peft import PeftModel
+
+    hushed_gptqmodel()
+    carrying: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
+    return carrying
+
+
+def quantization(directory: Path) -> str | None:
+    """How the folder's weights are quantised, by transformers' name of the method; None where they are not."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        found = config.get("quantization_config")
+        return None if found is None else str(found["quant_method"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # what is wrong with the file, loading it says
 
 
 def device() -> str:

@@ -57,6 +57,7 @@ def from_folder(folder: Path, out: Path, *, link: bool) -> None:
             except OSError:
                 pass  # another file system: copy
         shutil.copyfile(file, target)
+    adopt_autogptq(out)
 
 
 def recast(folder: Path, dtype: str) -> None:
@@ -79,6 +80,54 @@ def recast(folder: Path, dtype: str) -> None:
             content = json.loads(path.read_text())
             (content if section is None else content[section]).update(value)
             path.write_text(json.dumps(content, indent=2))
+
+
+def refuse_nonfinite(folder: Path) -> None:
+    """Refuse weights that are no numbers: a quantiser would spread one of them over a whole group, or give up much later.
+
+    Raises:
+        SourceError: names the tensor.
+    """
+    import torch
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                tensor = opened.get_tensor(name)
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    fix = "train again with a lower learning rate, or fetch the model again"
+                    raise SourceError(f"the tensor {name} holds values that are no numbers (NaN or infinity)", where=str(file), fix=fix)
+
+
+def adopt_autogptq(folder: Path) -> None:
+    """Bring a checkpoint in auto-gptq's own layout into the one that transformers, GPTQModel and vLLM read.
+
+    auto-gptq wrote its settings into quantize_config.json only, and named the weights after them, such as
+    gptq_model-4bit-128g.safetensors. The tensors are the same.
+
+    Raises:
+        SourceError: quantize_config.json cannot be read.
+    """
+    settings, config = folder / "quantize_config.json", folder / "config.json"
+    if not settings.exists() or not config.exists():
+        return
+    try:
+        found, model = json.loads(settings.read_text(encoding="utf-8")), json.loads(config.read_text(encoding="utf-8"))
+        if "quantization_config" in model:
+            return
+        kept = {key: found[key] for key in ("bits", "group_size", "desc_act", "sym") if key in found}
+        model["quantization_config"] = {**kept, "damp_percent": found.get("damp_percent", 0.01), "quant_method": "gptq"}
+        model["quantization_config"]["checkpoint_format"] = found.get("checkpoint_format", "gptq")
+        _ = int(found["bits"]), int(found["group_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"is not the settings file of a GPTQ checkpoint ({type(error).__name__}: {error})"
+        raise SourceError(what, where=str(settings), fix="fetch the model again") from error
+    config.unlink()  # may be a hard link into a cache: never write through it
+    config.write_text(json.dumps(model, indent=2), encoding="utf-8")
+    weights = sorted(folder.glob("*.safetensors"))
+    if len(weights) == 1 and weights[0].name != "model.safetensors":
+        weights[0].rename(folder / "model.safetensors")
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:

@@ -45,6 +45,15 @@ class Loaded:
         """The file that a path in the recipe names."""
         return self.base / os.path.expanduser(text)  # noqa: PTH111 - pathlib's raises for a user who does not exist
 
+    def where(self, *path: str | int) -> str:
+        """The place of a key in the file or on the command line; of the nearest section that was written, if it is a default."""
+        while path:
+            origin = self.origins.get(path)
+            if origin is not None and origin.where:
+                return origin.where
+            path = path[:-1]
+        return str(self.path)
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read and check a recipe.

@@ -53,7 +53,7 @@ def guard_stage(loaded: Loaded, guard: Guard, source: Materialised, data: Stage)
 
     def make(work: Work) -> dict[str, Any]:
         examples = distinct(read(source.path, format=guard.format, columns=guard.columns, task=task)).examples
-        contamination({"train": _stored(work.inputs["data"].path, "train"), f"guard {guard.name!r}": examples})
+        contamination({"train": stored(work.inputs["data"].path, "train"), f"guard {guard.name!r}": examples})
         chosen = sorted(examples, key=lambda example: example.content_key)[: guard.limit]
         lines = (json.dumps(example.to_json(), ensure_ascii=False) + "\n" for example in chosen)
         (work.staging / f"{GUARD}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -80,7 +80,7 @@ def read_splits(loaded: Loaded, source: Materialised, held_out: Mapping[Split, M
 def needed_splits(loaded: Loaded) -> tuple[Split, ...]:
     """Splits that must not be empty for this recipe to run."""
     recipe = loaded.recipe
-    needed: list[Split] = ["train", "validation"] if recipe.train is not None else []
+    needed: list[Split] = ["train", "validation"] if recipe.train is not None or recipe.quantize else []
     return (*needed, recipe.evaluate.split) if recipe.evaluate.split not in needed else tuple(needed)
 
 
@@ -95,13 +95,14 @@ def examples_of(directory: Path, which: str) -> tuple[Example, ...]:
     Raises:
         DataError: there are none: the artifact was made for a recipe that did not need this split.
     """
-    examples = _stored(directory, which)
+    examples = stored(directory, which)
     if not examples:
         raise DataError(f"the split {which!r} is empty", where="data.split", fix=f"give it rows: a larger data.split.{which}")
     return examples
 
 
-def _stored(directory: Path, which: str) -> tuple[Example, ...]:
+def stored(directory: Path, which: str) -> tuple[Example, ...]:
+    """As `examples_of`, where there may be none."""
     with (directory / f"{which}.jsonl").open(encoding="utf-8", newline="\n") as file:
         return tuple(Example.from_json(json.loads(line)) for line in file)
 

@@ -21,8 +21,8 @@ from workbench.stages.stage import Stage, Work
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: The set that the recipe's own task is judged on; every other set is a guard.
-TASK = "task"
+#: The set that the recipe's own task is judged on, and the one that a model is selected by; every other set is a guard.
+TASK, VALIDATION = "task", "validation"
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,30 @@ class Candidate:
 
     Attributes:
         name: as in the outcomes table.
-        kind: base, merged or full.
+        kind: base, merged, full or quantized.
         weights: the stage whose artifact is its model folder.
         trained: the stage that trained it; None for the base.
+        parent: the 16-bit candidate that it is a quantised copy of; None for one that is no copy.
     """
 
     name: str
     kind: str
     weights: Stage
     trained: Stage | None = None
+    parent: str | None = None
 
 
-def evaluate_stages(loaded: Loaded, candidate: Candidate, data: Stage, guards: Mapping[str, Stage]) -> dict[str, Stage]:
+def evaluate_stages(loaded: Loaded, candidate: Candidate, data: Stage, guards: Mapping[str, Stage], *, selecting: bool) -> dict[str, Stage]:
     """One stage for the task's own examples, and one for each guard set, by the set's name.
 
     Args:
         guards: the stage that reads each guard set, by its name.
+        selecting: whether the validation rows are answered as well.
     """
     recipe = loaded.recipe
     stages = {TASK: _stage(loaded, candidate, data, TASK, recipe.evaluate.split, recipe.task)}
+    if selecting:
+        stages[VALIDATION] = _stage(loaded, candidate, data, VALIDATION, "validation", recipe.task)
     for guard in recipe.evaluate.guards:
         stages[guard.name] = _stage(loaded, candidate, guards[guard.name], guard.name, GUARD, guard_task(guard, recipe.task))
     return stages
@@ -84,7 +89,7 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
             started = time.perf_counter()
             rows = answer(model, renderer, examples, task, metric, batch_tokens=recipe.evaluate.batch_tokens, advance=advance)
             seconds = time.perf_counter() - started
-        split = which if name == TASK else f"guard:{name}"
+        split = which if name in (TASK, VALIDATION) else f"guard:{name}"
         names = {"candidate": candidate.name, "split": split, "model_requested": candidate.name, "model_answered": weights.name}
         table = outcomes.from_rows([{**row, **names} for row in rows])
         outcomes.write(table, work.staging / "outcomes.parquet")
@@ -104,7 +109,7 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
             "tokens_per_s": tokens / seconds,
             "load_seconds": load_seconds,
             "peak_memory_bytes": _peak_memory(),
-            "size_bytes": sum(file.stat().st_size for file in weights.path.glob("*.safetensors")),
+            "size_bytes": sum(file.stat().st_size for file in weights.path.rglob("*.safetensors")),
             "model": weights.name,
             "rendering": renderer.fingerprint,
         }
@@ -121,11 +126,16 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
     return Stage(f"evaluate:{candidate.name}:{name}", 1, section, make, inputs, ("torch", "transformers"))
 
 
+def let_go() -> None:
+    """Give up the memory of the model that answered last."""
+    _load.cache_clear()
+
+
 @lru_cache(maxsize=1)  # one candidate's sets are answered one after the other
 def _load(folder: Path, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
-    from workbench.models.load import device, load_model
+    from workbench.models.load import load_candidate
 
-    return load_model(folder, dtype=dtype, trust_remote_code=trust_remote_code).to(device()).eval()
+    return load_candidate(folder, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
 def _peak_memory() -> int:

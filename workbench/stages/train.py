@@ -91,9 +91,12 @@ def prepare(loaded: Loaded, train: Train, model: Path, data: Path, workspace: Pa
 
     Raises:
         DataError: rows that are too long, under `overflow: refuse`.
-        TrainingError: no row would teach anything.
+        TrainingError: no row would teach anything, or the base is quantised, so that the adapter could not be merged.
     """
     from workbench.models.load import load_tokenizer
+    from workbench.training.merge import refuse_quantized
+
+    refuse_quantized(model)
 
     recipe = loaded.recipe
     renderer = Renderer(load_tokenizer(model, trust_remote_code=recipe.model.trust_remote_code), recipe.task)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
 
 from workbench.errors import TrainingError
-from workbench.models.greedy import no_shipped_defaults
-from workbench.models.load import device, load_model
+from workbench.models.greedy import greedy
+from workbench.models.load import device, load_model, quantization
 from workbench.models.prepare import copy_tokenizer
+from workbench.models.quiet import hushed_gptqmodel
 from workbench.progress import Advance
 
 
@@ -43,12 +43,32 @@ def merge(base: Path, adapter: Path, out: Path, *, dtype: str, trust_remote_code
 
     The sum is formed in float32 and rounded once. An adapter trained over a 4-bit base (QLoRA) is merged into the base's own
     16-bit weights: merging into 4 bits would round the adapter away.
+
+    Raises:
+        TrainingError: the base is quantised itself, or the adapter was trained on another model.
     """
+    refuse_quantized(base)
+    hushed_gptqmodel()  # PEFT imports it
     merged = PeftModel.from_pretrained(
         load_model(base, dtype="float32", trust_remote_code=trust_remote_code), str(adapter)
     ).merge_and_unload()
     merged.to(getattr(torch, dtype)).save_pretrained(out)
     copy_tokenizer(base, out)
+
+
+def refuse_quantized(base: Path) -> None:
+    """Refuse to train an adapter that could not be merged afterwards.
+
+    Raises:
+        TrainingError: the base's weights are quantised.
+    """
+    method = quantization(base)
+    if method is not None:
+        raise TrainingError(
+            f"the base model is quantised ({method}), and an adapter cannot be merged into it: rounding would take most of it away again",
+            where="model.source",
+            fix="name the 16-bit model; train.method: qlora quantises it for training only, and `quantize` after the merge",
+        )
 
 
 def check_parity(
@@ -85,7 +105,7 @@ def check_parity(
     identical = near_ties = 0
     largest = 0.0
     for index, prompt in enumerate(prompts):
-        expected, logits = _greedy(one, prompt, tokens)
+        expected, logits = greedy(one, prompt, tokens)
         with torch.no_grad():  # the merged model reads the adapter's answer, so every position is comparable
             again = other(torch.tensor([[*prompt, *expected]], device=device())).logits[0, len(prompt) - 1 : -1].float().cpu()
         difference = (again - logits).abs().max().item()
@@ -109,19 +129,3 @@ def check_parity(
         near_ties += bool(parting)
         advance(index + 1, f"largest logit difference {largest:.3g}")
     return Parity(len(prompts), identical, near_ties, largest)
-
-
-def _greedy(model: PreTrainedModel | PeftModel, prompt: Sequence[int], tokens: int) -> tuple[list[int], torch.Tensor]:
-    """The greedy continuation, at most `tokens` long, and the logits that chose it: (tokens, vocabulary), float32 on the CPU."""
-    ids = torch.tensor([list(prompt)], device=model.device)
-    with no_shipped_defaults(model):
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-            pad_token_id=0,
-        )
-    return output.sequences[0, len(prompt) :].tolist(), torch.stack(output.logits)[:, 0].float().cpu()
