@@ -31,6 +31,12 @@ def _sources(loaded: Loaded) -> list[WorkbenchError]:
     texts: dict[tuple[str | int, ...], str] = {("model", "source"): recipe.model.source, ("data", "source"): recipe.data.source}
     texts |= {("data", "held_out", split): text for split, text in recipe.data.held_out.model_dump().items() if text is not None}
     texts |= {("evaluate", "guards", index, "source"): guard.source for index, guard in enumerate(recipe.evaluate.guards)}
+    if recipe.baseline is not None and recipe.baseline.transcript is not None:
+        texts["baseline", "transcript"] = recipe.baseline.transcript
+    for index, section in enumerate(recipe.quantize):
+        calibration = getattr(section, "calibration", None)
+        if calibration is not None and calibration.general is not None:
+            texts["quantize", index, "calibration", "general"] = calibration.general
     problems = []
     for path, text in texts.items():
         try:

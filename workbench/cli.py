@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -108,9 +108,13 @@ def run(
         raise WorkbenchError(f"there is no stage {until!r}", where="--until", fix=f"choose among {', '.join(pipeline.STAGES)}")
     folder = pipeline.run(loaded, state(), until=until)
     if folder is not None:
-        _print_report(folder, as_json=as_json)
+        gate = _print_report(folder, as_json=as_json)["gate"]
         if not as_json:
             typer.echo(f"compare runs in MLflow: {_command()} ui")
+        if gate is not None:
+            from workbench.evaluation.gate.verdict import EXIT_CODES
+
+            raise typer.Exit(EXIT_CODES[gate["verdict"]])
 
 
 @app.command()
@@ -127,7 +131,7 @@ def show(
     _print_report(find_run(state(), run_name), as_json=as_json, html=html)
 
 
-def _print_report(folder: Path, *, as_json: bool, html: Path | None = None) -> None:
+def _print_report(folder: Path, *, as_json: bool, html: Path | None = None) -> dict[str, Any]:
     from rich.console import Console
 
     from workbench import display, report
@@ -140,6 +144,23 @@ def _print_report(folder: Path, *, as_json: bool, html: Path | None = None) -> N
         typer.echo(f"wrote {html}")
     else:
         display.render(found, Console(width=None if sys.stdout.isatty() else 110))
+    return found
+
+
+@app.command()
+def simulate(
+    settings: Annotated[Path | None, typer.Argument(metavar="[SETTINGS]", help="YAML or JSON; default: the settings' defaults")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting, such as references=answers.jsonl; repeatable")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = 8000,
+) -> None:
+    """Play a closed model: an OpenAI-compatible server whose answers are SIMULATED."""
+    from workbench.simulator.server import serve
+    from workbench.simulator.settings import load
+
+    serve(load(settings, overrides or []), host, port, lambda url: typer.echo(f"SIMULATED closed model at {url}"))
 
 
 @app.command()

@@ -21,7 +21,14 @@ SCORE_NAMES = {
     "json_exact": "right answers",
     "perplexity": "1 / perplexity",
 }
-KIND_NAMES = {"base": "as it came", "merged": "fine-tuned, merged", "full": "fine-tuned", "quantized": "quantised"}
+KIND_NAMES = {
+    "base": "as it came",
+    "merged": "fine-tuned, merged",
+    "full": "fine-tuned",
+    "quantized": "quantised",
+    "baseline": "closed",
+    "managed": "closed, tuned",
+}
 #: What to call a limit of `select.at_most`.
 LIMIT_NAMES = {"size_mb": "size", "memory_mb": "memory", "slowdown": "slowdown"}
 
@@ -41,6 +48,7 @@ def render(report: Mapping[str, Any], console: Console) -> None:
         _selection(report["selection"], console)
     if report["guards"]:
         console.print(_guards(report))
+    _closed(report, console)
     _training(report, console)
 
 
@@ -69,15 +77,16 @@ def _candidates(report: Mapping[str, Any], name: str) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report["candidates"]:
         interval = "" if row["score"] is None else f"{_percent(row['ci_low'])} to {_percent(row['ci_high'])}"
-        size = f"{row['size_bytes'] / 1e6:.0f} MB"
+        size = "" if row["size_bytes"] is None else f"{row['size_bytes'] / 1e6:.0f} MB"
+        kind = KIND_NAMES.get(row["kind"], row["kind"])
         table.add_row(
             row["name"],
-            KIND_NAMES.get(row["kind"], row["kind"]),
+            f"{kind}, SIMULATED" if row.get("simulated") else kind,
             _percent(row["score"]),
             interval,
             *([str(row["unscored"])] if unscored else []),
             size,
-            f"{row['tokens_per_s']:.0f}",
+            "" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:.0f}",
         )
     return table
 
@@ -85,7 +94,7 @@ def _candidates(report: Mapping[str, Any], name: str) -> Table:
 def _sentence(report: Mapping[str, Any], console: Console) -> None:
     for row in report["candidates"]:
         gain = row["difference_to_base"]
-        if gain is not None and row["parent"] is None:
+        if gain is not None and row["parent"] is None and row["size_bytes"] is not None:
             low, high = 100 * gain["ci_low"], 100 * gain["ci_high"]
             console.print(
                 f"{row['name']} against base on the same {gain['n']} examples: {100 * gain['estimate']:+.1f} points "
@@ -100,8 +109,9 @@ def _variants(report: Mapping[str, Any]) -> Table:
         box=box.SIMPLE_HEAD,
         title="Quantised copies beside the model they were made of, on the same examples",
         title_justify="left",
-        caption="recovery: share of the score that is left. same: share of equal answers. KL: nats per answer token. prefill, decode: speed\n"
-        "as a multiple of that model's, in the same run. Pareto: none is as good in score, size, memory and decoding, and better in one.",
+        caption="recovery: share of the score that is left. same: share of equal answers. KL: nats per answer token.\n"
+        "prefill, decode: speed as a multiple of that model's, in the same run.\n"
+        "Pareto: none is as good in score, size, memory and decoding, and better in one.",
         caption_justify="left",
     )
     table.add_column("candidate", no_wrap=True)
@@ -135,7 +145,7 @@ def _how_quantized(report: Mapping[str, Any], console: Console) -> None:
         fidelity = beside["fidelity"]
         told.append(f"perplexity {fidelity['perplexity']:.3g} against {fidelity['parent_perplexity']:.3g}")
         told.append(
-            f"loaded again: {made['reloaded_identically']} of {made['probes']} answers the same, {made['reloaded_near_ties']} near-ties"
+            f"loaded again: {made['reloaded_identically']} of {made['probes']} rows read the same, {made['reloaded_near_ties']} near-ties"
         )
         console.print("; ".join(told), highlight=False)
         if row["not_exportable"]:
@@ -154,6 +164,34 @@ def _selection(selection: Mapping[str, Any], console: Console) -> None:
     for row in selection["candidates"]:
         over = ", ".join(f"{LIMIT_NAMES[key]} {row[key]:.4g}" for key in row["beyond"])
         console.print(f"  {row['name']}: {over}", highlight=False)
+
+
+def _closed(report: Mapping[str, Any], console: Console) -> None:
+    """The closed models: which versions answered and at what price, the provider's fine-tune beside one's own, and the verdict."""
+    for row in report["candidates"]:
+        if row["size_bytes"] is not None:
+            continue
+        mark = "SIMULATED " if row["simulated"] else ""
+        versions = ", ".join(f"{one['model']} ({one['answers']} answers)" for one in row["versions"]) or row["model"]
+        cost = (
+            "at no known price" if row["cost_per_1k_usd"] is None else f"${row['cost_per_1k_usd']:.3g} a thousand answers ({row['price']})"
+        )
+        console.print(f"{row['name']}: {mark}{versions}, {cost}", highlight=False, markup=False)
+    managed, gate = report["managed"], report["gate"]
+    if managed is not None:
+        mark = "SIMULATED " if managed["simulated"] else ""
+        console.print(
+            f"managed fine-tune: {mark}{managed['model']}, {managed['trained_tokens']} trained tokens, ${managed['cost_usd']:.2f}. "
+            "Its weights, its version and the training rows are with the provider, and there is no engine to run. A model of one's own "
+            "keeps weights and data here, and wants a machine to serve it.",
+            highlight=False,
+            markup=False,
+        )
+        if managed["gate"] is not None:
+            console.print(f"managed fine-tune at the gate: {managed['gate']['text']}", highlight=False, markup=False)
+    if gate is not None:
+        console.print(f"\n[bold]Gate[/bold] ({gate['subject']})")
+        console.print(gate["text"], highlight=False, markup=False)
 
 
 def _guards(report: Mapping[str, Any]) -> Table:

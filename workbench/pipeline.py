@@ -20,7 +20,21 @@ from workbench.training.job import load_job
 from workbench.training.launch import rank
 
 #: Kinds of stages, which `--until` may name, in their order.
-STAGES = ("model", "data", "calibration", "train", "merge", "quantize", "evaluate", "footprint", "compare", "select")
+STAGES = (
+    "model",
+    "data",
+    "outlook",
+    "calibration",
+    "train",
+    "merge",
+    "quantize",
+    "tune",
+    "evaluate",
+    "footprint",
+    "compare",
+    "select",
+    "gate",
+)
 
 
 def run(loaded: Loaded, state: Path, *, until: str | None = None) -> Path | None:
@@ -61,7 +75,7 @@ def make(stage: Stage, store: Store, inputs: Mapping[str, Artifact], report: Rep
             return found
         started = time.perf_counter()
         with store.staging(stage.name, stage.key) as staging, disk_faults(f"making artifact {stage.name}"):
-            facts = stage.make(Work(inputs, staging, store.workspace(stage.name, stage.key), report))
+            facts = stage.make(Work(inputs, staging, store.workspace(stage.name, stage.key), report, store.state))
             return store.publish(
                 staging, stage.name, stage.key, ingredients=stage.ingredients, facts=facts, seconds=time.perf_counter() - started
             )

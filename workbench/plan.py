@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
+from workbench.baselines.client import read_key
+from workbench.baselines.prices import quote
 from workbench.digest import digest
 from workbench.evaluation.metrics import scorer
 from workbench.progress import say
@@ -14,11 +16,13 @@ from workbench.recipe.load import Loaded
 from workbench.recipe.schema import Split
 from workbench.sources.fetch import Materialised, default_cache, materialise
 from workbench.sources.reference import parse
+from workbench.stages.baseline import BASELINE, MANAGED, baseline_stage, managed_stage
 from workbench.stages.calibration import calibration_stage
 from workbench.stages.compare import compare_stage
 from workbench.stages.data import data_stage, guard_stage
-from workbench.stages.evaluate import VALIDATION, Candidate, evaluate_stages
+from workbench.stages.evaluate import VALIDATION, Candidate, Closed, evaluate_stages
 from workbench.stages.footprint import footprint_stage
+from workbench.stages.gate import gate_stage, managed_gate_stage, outlook_stage
 from workbench.stages.merge import merge_stage
 from workbench.stages.model import model_stage
 from workbench.stages.quantize import keeps_adapter, quantize_stage
@@ -35,7 +39,8 @@ class Plan:
     Attributes:
         loaded: the recipe.
         stages: in an order in which every stage comes after its inputs.
-        candidates: what is evaluated.
+        candidates: what is evaluated here.
+        closed: what is asked over somebody else's API.
         evaluations: the stage of each candidate and set, by candidate name and set name.
         sources: what was fetched, by the recipe key that names it.
     """
@@ -43,6 +48,7 @@ class Plan:
     loaded: Loaded
     stages: tuple[Stage, ...]
     candidates: tuple[Candidate, ...]
+    closed: tuple[Closed, ...]
     evaluations: Mapping[str, Mapping[str, Stage]]
     sources: Mapping[str, Materialised]
 
@@ -69,7 +75,8 @@ def plan(loaded: Loaded) -> Plan:
         calibration_stage(loaded, index, model, data, sources.get(f"quantize.{index}.calibration.general"))
         for index in range(len(recipe.quantize))
     ]
-    stages, candidates = [model, data, *guards.values(), *texts], [Candidate("base", "base", model)]
+    outlook = [outlook_stage(loaded, recipe.gate, data)] if recipe.gate is not None else []
+    stages, candidates = [model, data, *guards.values(), *outlook, *texts], [Candidate("base", "base", model)]
     if recipe.train is not None:
         train = train_stage(loaded, recipe.train, model, data)
         stages.append(train)
@@ -93,16 +100,39 @@ def plan(loaded: Loaded) -> Plan:
         for candidate in candidates
     }
     stages += [stage for sets in evaluations.values() for stage in sets.values()]
-    measurements: list[Stage] = []
+    selection: Stage | None = None
+    variants = [candidate for candidate in candidates if candidate.parent is not None]
     if selecting:
-        variants = [candidate for candidate in candidates if candidate.parent is not None]
         footprints = {candidate.name: footprint_stage(loaded, candidate, data) for candidate in (parent, *variants)}
         compared = {variant.name: compare_stage(loaded, variant, parent, data) for variant in variants}
         validated = {name: evaluations[name][VALIDATION] for name in footprints}
         selection = select_stage(loaded, (parent, *variants), validated, footprints, compared)
-        measurements = [*footprints.values(), *compared.values(), selection]
-    stages += measurements
-    return Plan(loaded, tuple(stages), tuple(candidates), evaluations, sources)
+        stages += [*footprints.values(), *compared.values(), selection]
+    closed = _closed(loaded, data, sources)
+    stages += [stage for one in closed for stage in (*(x for x in one.answers.inputs if x is not data), one.answers)]
+    if recipe.gate is not None:
+        baseline = closed[0].answers
+        stages.append(gate_stage(loaded, recipe.gate, (parent, *variants), evaluations, baseline, selection))
+        stages += [managed_gate_stage(loaded, recipe.gate, one.answers, baseline) for one in closed[1:]]
+    return Plan(loaded, tuple(stages), tuple(candidates), closed, evaluations, sources)
+
+
+def _closed(loaded: Loaded, data: Stage, sources: Mapping[str, Materialised]) -> tuple[Closed, ...]:
+    """The closed model of a recipe, and the one that its provider is to tune.
+
+    Raises:
+        EvaluationError: its key is not in the environment, or nobody knows its price; better said before training than after.
+    """
+    section = loaded.recipe.baseline
+    if section is None:
+        return ()
+    if section.provider in ("openai", "anthropic", "google"):
+        read_key(section)
+        quote(section)
+    found = [Closed(BASELINE, "baseline", baseline_stage(loaded, section, data, sources.get("baseline.transcript")))]
+    if section.fine_tune is not None:
+        found.append(Closed(MANAGED, "managed", managed_stage(loaded, section, data)))
+    return tuple(found)
 
 
 def prepared(loaded: Loaded, sources: Mapping[str, Materialised]) -> tuple[Stage, Stage, dict[str, Stage]]:
@@ -133,6 +163,8 @@ def fetch_sources(loaded: Loaded) -> dict[str, Materialised]:
         calibration = getattr(section, "calibration", None)
         if calibration is not None and calibration.general is not None:
             texts[f"quantize.{index}.calibration.general"] = calibration.general
+    if recipe.baseline is not None and recipe.baseline.transcript is not None:
+        texts["baseline.transcript"] = recipe.baseline.transcript
     found = {}
     for key, text in texts.items():
         trust = key == "model.source" and recipe.model.trust_remote_code

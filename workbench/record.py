@@ -15,10 +15,13 @@ from workbench.plan import Plan
 from workbench.progress import say
 from workbench.recipe.resolved import dump
 from workbench.report import read
+from workbench.stages.evaluate import TASK, Closed
 from workbench.stages.stage import Stage
 from workbench.store import Artifact
 from workbench.tracking import Journal, Status, environment, sync, sync_all
 
+#: The alias in MLflow's registry that names what passed its gate. Nothing else moves it.
+CHAMPION = "champion"
 #: Seconds between two attempts to bring MLflow up to date while a stage runs.
 SYNC_INTERVAL = 30.0
 
@@ -103,6 +106,12 @@ class Record:
                         self.journal.file(run, artifact.path / name, "adapter")
             case "evaluate":
                 self.journal.file(run, artifact.path / "outcomes.parquet")
+            case "gate":
+                self.journal.tags(run, {"workbench.verdict": artifact.facts["verdict"], "workbench.simulated": artifact.facts["simulated"]})
+                self.journal.text(run, artifact.facts["text"], "verdict.txt")
+                if stage.name == "gate":
+                    mark = "SIMULATED " if artifact.facts["simulated"] else ""
+                    self.journal.tags(self.parent, {"workbench.gate": mark + artifact.facts["verdict"]})
 
     def _candidates(self) -> None:
         """One nested run per candidate, with the same metric names, for MLflow's comparison view; the tuned model is registered."""
@@ -121,13 +130,14 @@ class Record:
             weights = self.made[candidate.weights.name]
             self.journal.metrics(run, {"size_bytes": float(sum(file.stat().st_size for file in weights.path.rglob("*.safetensors")))})
             self.journal.metrics(run, self._measurements(candidate.name))
-            if candidate.trained is not None and candidate.parent is None:
+            subject = self._gate().get("subject") == candidate.name
+            if (candidate.trained is not None and candidate.parent is None) or subject:
                 lineage = {
                     "workbench.recipe_digest": self.recipe_digest,
                     "workbench.data_key": self.made["data"].key,
                     "workbench.base": self.made["model"].facts["origin"],
                     "workbench.base_revision": self.made["model"].facts["revision"],
-                    "workbench.parent_artifact": self.made["train"].name,
+                    "workbench.parent_artifact": self.made[(candidate.trained or candidate.weights).name].name,
                     "workbench.license": self.recipe.model.license,
                 }
                 registered = self.recipe.name if self.recipe.tracking.register_model else None
@@ -139,7 +149,24 @@ class Record:
                     tags=lineage,
                     max_new_tokens=self.recipe.task.max_new_tokens,
                 )
+                if subject and registered is not None and self._gate()["verdict"] == "PASS" and self._gate()["simulated"] is False:
+                    self.journal.alias(run, registered, CHAMPION, digest=weights.key)
             self.journal.end(run)
+        for closed in self.plan.closed:
+            if closed.answers.name in self.made:
+                self._closed(closed, self.made[closed.answers.name])
+
+    def _closed(self, closed: Closed, artifact: Artifact) -> None:
+        """A nested run for a closed model, with the metric names of the open ones."""
+        tags = {"workbench.candidate": closed.name, "workbench.kind": closed.kind, "workbench.simulated": artifact.facts["simulated"]}
+        run = self.journal.start(f"candidate:{closed.name}", parent=self.parent, tags=tags)
+        self.journal.metrics(run, {f"{TASK}/{key}": artifact.facts[key] for key in ("rows", "scored", "cost_per_1k_usd", "latency_p50_s")})
+        self.journal.metrics(run, {f"{TASK}/score": mean_score(artifact)})
+        self.journal.end(run)
+
+    def _gate(self) -> Mapping[str, Any]:
+        """The facts of the verdict; empty where there is none."""
+        return self.made["gate"].facts if "gate" in self.made else {}
 
     def _measurements(self, candidate: str) -> dict[str, float]:
         """What was measured of a candidate beside its scores, by one name for all of them."""
@@ -183,6 +210,11 @@ class Record:
                 }
                 for candidate in self.plan.candidates
                 if candidate.weights.name in self.made
+            ],
+            "closed": [
+                {"name": closed.name, "kind": closed.kind, "outcomes": {TASK: self.made[closed.answers.name].name}}
+                for closed in self.plan.closed
+                if closed.answers.name in self.made
             ],
             "task": {"metric": self.recipe.task.metric, "split": self.recipe.evaluate.split},
             "guards": {

@@ -49,11 +49,12 @@ def read(folder: Path) -> dict[str, Any]:
     artifacts = {stage["name"]: _artifact(store, stage) for stage in run["stages"]}
     tables = {
         (candidate["name"], name): _answers(artifacts[f"evaluate:{candidate['name']}:{name}"])
-        for candidate in run["candidates"]
+        for candidate in (*run["candidates"], *run["closed"])
         for name in candidate["outcomes"]
     }
     selection = dict(artifacts["select"].facts) if "select" in artifacts else None
     candidates = [_candidate(one, run["task"], artifacts, tables) for one in run["candidates"] if (one["name"], TASK) in tables]
+    candidates += [_closed(one, run["task"], artifacts, tables) for one in run["closed"]]
     _rank(candidates, None if selection is None else selection["picked"])
     for row in candidates:
         if row["kind"] == "quantized":
@@ -63,6 +64,8 @@ def read(folder: Path) -> dict[str, Any]:
         "task": run["task"],
         "candidates": candidates,
         "selection": selection,
+        "gate": dict(artifacts["gate"].facts) if "gate" in artifacts else None,
+        "managed": _managed(artifacts) if "tune:managed" in artifacts else None,
         "guards": [
             _guard(one, name, guard, tables)
             for name, guard in run["guards"].items()
@@ -146,6 +149,32 @@ def _candidate(
         made = artifacts[f"quantize:{name}"]
         row["quantization"] = {**made.facts, "seconds": made.seconds, "calibrated_on": calibrated_on(made.facts)}
     return row
+
+
+def _closed(
+    closed: Mapping[str, Any], task: Mapping[str, Any], artifacts: Mapping[str, Artifact], tables: Mapping[tuple[str, str], _Answers]
+) -> dict[str, Any]:
+    """A row of the candidates for a model whose weights, memory and speed are nobody's business but its owner's."""
+    facts = artifacts[f"evaluate:{closed['name']}:{TASK}"].facts
+    own = tables[closed["name"], TASK]
+    unknown = ("parent", "recovery", "recovery_low", "recovery_high", "size_bytes", "tokens_per_s", "peak_memory_bytes", "load_seconds")
+    beside = ("difference_to_parent", "agreement", "measured_beside_parent", "quantization")
+    kept = ("model", "versions", "price", "cost_per_1k_usd", "spent_usd", "latency_p50_s", "simulated")
+    return {
+        "name": closed["name"],
+        "kind": closed["kind"],
+        "metric": task["metric"],
+        **_mean(own.scores),
+        **dict.fromkeys((*unknown, *beside)),
+        "difference_to_base": _difference(own, tables["base", TASK]) if ("base", TASK) in tables else None,
+        **{key: facts[key] for key in kept},
+    }
+
+
+def _managed(artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The provider's own fine-tune: what it took, and its verdict."""
+    gate = artifacts.get("gate:managed")
+    return {**artifacts["tune:managed"].facts, "gate": dict(gate.facts) if gate is not None else None}
 
 
 def _beside_parent(own: _Answers, parent: _Answers) -> dict[str, Any]:

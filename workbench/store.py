@@ -50,6 +50,7 @@ class Store:
     """The artifact store below one state directory (`.workbench`)."""
 
     def __init__(self, state: Path) -> None:
+        self.state = state
         self.root = state / "store"
         self.scratch = state / "work"
 

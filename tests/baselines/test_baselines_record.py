@@ -46,7 +46,7 @@ def section(server: Server, **changes: Any) -> Baseline:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
-    monkeypatch.setattr("workbench.baselines.record._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("workbench.baselines.retry.FIRST_WAIT", 0.01)
 
 
 def run(server: Server, folder: Path, count: int = 20, **changes: Any) -> Recording:
@@ -68,8 +68,8 @@ def test_every_answer_has_what_the_outcomes_table_needs(tmp_path: Path) -> None:
         assert 1 < server.most_in_flight <= 8
     first = made.answers[0]
     assert first.status == "answered" and first.output == "answer to question 0" and first.error is None
-    assert (first.input_tokens, first.cached_tokens, first.output_tokens) == (9, 2, 6)
-    assert first.cost_usd == pytest.approx((7 * 1.0 + 2 * 0.5 + 6 * 4.0) / 1e6)
+    assert (first.input_tokens, first.cached_tokens, first.output_tokens) == (8, 2, 6)
+    assert first.cost_usd == pytest.approx((6 * 1.0 + 2 * 0.5 + 6 * 4.0) / 1e6)
     assert first.latency_s is not None and 0 < first.latency_s < 10 and first.ttft_s is None
     assert (first.model_requested, first.model_answered, first.fingerprint) == ("closed-2026-01-01", "closed-2026-01-01", "fp_1")
     assert first.simulated is False and first.finish_reason == "stop"
@@ -92,7 +92,7 @@ def test_a_second_run_replays_and_asks_only_for_what_is_missing(tmp_path: Path) 
 
 
 def test_faults_are_retried_until_every_example_is_answered_once(tmp_path: Path) -> None:
-    with serve(Server(share=0.2)) as server:
+    with serve(Server(share=0.2, seed=3)) as server:
         made = run(server, tmp_path, 150)
         assert {fault for _, fault in server.log} == {"answer", "429", "500", "503", "reset", "truncated", "malformed", "empty"}
     assert [one.output for one in made.answers] == [f"answer to question {number}" for number in range(150)]
@@ -179,11 +179,14 @@ def test_the_budget_holds_and_says_how_much_is_missing(tmp_path: Path) -> None:
         assert 10 < len(kept) < 200
         assert f"{200 - len(kept)} of 200 questions are open" in caught.value.what and caught.value.where == "baseline.budget_usd"
         assert caught.value.fix and f"{len(kept)} that are done" in caught.value.fix
+        advised = float(caught.value.fix.partition("(to ")[2].split()[0])
         with pytest.raises(BudgetExceeded):  # what is spent stays spent in the next run
             run(server, tmp_path, 200, budget_usd=0.004)
         assert server.billed <= 0.004
-        made = run(server, tmp_path, 200, budget_usd=1.0)
-        assert made.spent_usd + made.lost_usd < 1.0 and Counter(q for q, f in server.log if f == "answer").most_common(1)[0][1] == 1
+        made = run(server, tmp_path, 200, budget_usd=advised * 2)  # twice: faults take their worst case
+        assert (
+            made.spent_usd + made.lost_usd <= advised * 2 and Counter(q for q, f in server.log if f == "answer").most_common(1)[0][1] == 1
+        )
 
 
 def test_an_endpoint_that_counts_no_tokens_is_charged_the_worst_case(tmp_path: Path) -> None:
@@ -266,7 +269,9 @@ def test_the_key_goes_to_the_endpoint_and_nowhere_else(tmp_path: Path, capfd: py
     assert "your key is ***" in written and made.answers[1].output == "your key is ***"
     for text in (written, repr(made), *capfd.readouterr()):
         assert KEY not in text and "Bearer sk" not in text
-    assert "authorization" not in "".join(path.read_text().lower() for path in tmp_path.glob("transcript*")).replace("authorization: bearer ***", "")
+    assert "authorization" not in "".join(path.read_text().lower() for path in tmp_path.glob("transcript*")).replace(
+        "authorization: bearer ***", ""
+    )
 
 
 def test_a_key_for_the_provider_is_not_sent_to_another_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +318,8 @@ from pathlib import Path
 import workbench.baselines.record as recording
 from tests.baselines.test_baselines_record import ROOM, question, section
 from tests.baselines.standin import Server
-recording._FIRST_WAIT = 0.01
+import workbench.baselines.retry
+workbench.baselines.retry.FIRST_WAIT = 0.01
 url, folder, count, budget = sys.argv[1:]
 made = recording.record([question(n) for n in range(int(count))], section(Server(url=url), budget_usd=float(budget)), Path(folder),
                         max_tokens=ROOM, advance=lambda done, note="": None)
@@ -321,7 +327,7 @@ print(len({one.example_id for one in made.answers if one.status == "answered"}),
 """
 
 
-@pytest.mark.parametrize(("count", "kills"), [(160, 4), pytest.param(2000, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "kills"), [(100, 3), pytest.param(2000, 20, marks=pytest.mark.slow)])
 def test_kill_and_restart_ask_nothing_twice_that_was_recorded(tmp_path: Path, count: int, kills: int) -> None:
     """From the server's own log: after each kill -9, no question is asked whose answer was on the disk."""
     rng, budget = random.Random(count), 1.0

@@ -18,7 +18,7 @@ from scipy import stats
 
 from workbench.errors import EvaluationError
 from workbench.evaluation import statistics
-from workbench.evaluation.statistics import Interval, mean_interval, paired_difference, recovery, tango
+from workbench.evaluation.statistics import Interval, bootstrap_mean, mean_interval, paired_difference, recovery, tango
 
 UNIT = st.floats(0, 1)
 BINARY = st.sampled_from([0.0, 1.0])
@@ -144,6 +144,44 @@ def test_paired_bootstrap_coverage_and_gain_over_unpaired() -> None:
     assert 0.95 - 0.015 - 3 * 0.011 < np.mean(covered) < 0.95 + 3 * 0.011
     alone = mean_interval(a)
     assert np.mean(widths) < 0.6 * (alone.high - alone.low)
+
+
+# A mean within limits, of clusters -----------------------------------------------------------------------------------
+
+
+def test_bootstrap_of_single_values_is_that_of_the_mean() -> None:
+    values = np.random.default_rng(11).beta(2, 2, 200)
+    assert bootstrap_mean(values, (0, 1)) == mean_interval(values)
+    assert bootstrap_mean(values, (0, 1), clusters=[str(n) for n in range(200)]).estimate == pytest.approx(values.mean())
+
+
+def test_bootstrap_allows_for_what_it_did_not_see() -> None:
+    z = stats.norm.ppf(0.975)
+    unseen = z**2 / (100 + z**2)
+    for values in ([0.0] * 100, [0.0] * 99 + [0.01]):
+        interval = bootstrap_mean(values, (-1, 1))
+        assert (interval.low, interval.high) == pytest.approx((-unseen, unseen), abs=3e-4)
+
+
+def test_cluster_bootstrap_coverage() -> None:
+    """Values of a cluster move together; drawn one by one the interval is far too short."""
+    rng = np.random.default_rng(12)
+    names = np.repeat(np.arange(60), 10)
+    whole, single = [], []
+    for _ in range(200):
+        values = np.clip(np.repeat(rng.normal(0.1, 0.35, 60), 10) + rng.normal(0, 0.1, 600), -1, 1)
+        whole.append(contains(bootstrap_mean(values, (-1, 1), clusters=names), 0.1))
+        single.append(contains(bootstrap_mean(values, (-1, 1)), 0.1))
+    assert 0.95 - 0.02 - 3 * 0.0154 < np.mean(whole) < 0.95 + 3 * 0.0154
+    assert np.mean(single) < 0.7
+
+
+def test_bootstrap_refuses_what_it_cannot_use() -> None:
+    for values, message in (([2.0], "run from 2 to 2"), ([], "empty"), ([math.nan], "1 of values are missing")):
+        with pytest.raises(EvaluationError, match=message):
+            bootstrap_mean(values, (-1, 1))
+    with pytest.raises(EvaluationError, match="1 clusters for 2 values"):
+        bootstrap_mean([0.1, 0.2], (-1, 1), clusters=["a"])
 
 
 # Recovery ----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def texts(rows: int, *, probes: int = 2) -> Texts:
     """Random token ids: the tiny model knows no others."""
     draw = random.Random(0)
     made = [[draw.randrange(2, 400) for _ in range(draw.randrange(8, 40))] for _ in range(max(rows, probes))]
-    return Texts(made[:rows], made[:probes], 5)
+    return Texts(made[:rows], made[:probes])
 
 
 def refused(chosen: CompressedTensorsMethod, model: Path) -> dict[str, str]:
@@ -83,7 +83,7 @@ def test_the_script_says_that_llmcompressor_is_missing(tiny_model: Path, tmp_pat
     job = json.loads((tmp_path / "job.json").read_text())
     assert job["model"] == str(tiny_model) and job["out"] == str(tmp_path)
     assert (job["scheme"], job["group_size"], job["dtype"], job["trust_remote_code"]) == ("W4A16", 64, "bfloat16", False)
-    assert [job[key] for key in ("calibration", "probes", "probe_tokens")] == [texts(4).calibration, texts(4).probes, 5]
+    assert [job["calibration"], job["probes"]] == [texts(4).calibration, texts(4).probes]
 
 
 def test_the_script_needs_nothing_of_workbench() -> None:
@@ -95,17 +95,19 @@ def test_the_script_needs_nothing_of_workbench() -> None:
 
 
 @pytest.mark.consumers
-@pytest.mark.parametrize(("scheme", "bits", "most"), [("W4A16", 4, 0.05), ("W8A8", 8, 0.005)])
+@pytest.mark.parametrize(("scheme", "bits", "most"), [("W4A16", 4, 0.15), ("W8A8", 8, 0.03)])
 def test_the_quantised_model_is_read_here(
     scheme: str, bits: int, most: float, other: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It loads in this environment's transformers, answers as it did before it was saved, and its perplexity is its parent's.
+    """It loads in this environment's transformers, expects what it did before it was saved, and almost what its parent does.
 
     Args:
-        most: largest change of the mean loss in nats; a random model's is close to log(vocabulary), so a broken one is far off.
+        most: largest distance of the logits from the parent's, as a share of their norm. Seen: 0.08 with 4 bits, 0.01 with 8. With
+            its layers' outputs set to zero the tiny model is 0.6 away, while the perplexity of a random model hardly moves.
     """
-    from workbench.models.greedy import partings
+
     from workbench.models.load import load_candidate, load_tokenizer
+    from workbench.models.parity import partings
 
     out, workspace, heard = tmp_path / "out", tmp_path / "work", []
     out.mkdir()
@@ -129,10 +131,8 @@ def test_the_quantised_model_is_read_here(
 
     parent, quantised = (load_candidate(folder, dtype="bfloat16", trust_remote_code=False) for folder in (tiny_model, out))
     identical, real = partings(quantised, made.probes, resolution=0.02)
-    assert real == [] and identical >= 5
-    before, after = loss(parent, given.calibration), loss(quantised, given.calibration)
-    assert abs(after - before) < most, (math.exp(before), math.exp(after))
-    assert after != before
+    assert real == [] and identical >= 4
+    assert 0 < distance(parent, quantised, given.calibration) < most
 
 
 @pytest.mark.consumers
@@ -146,9 +146,10 @@ def test_a_crash_of_the_other_python_is_quoted(other: Path, tiny_model: Path, tm
     assert caught.value.where == str(tmp_path / "quantize.log")
 
 
-def loss(model: Any, rows: Any) -> float:
-    """Mean negative log-likelihood of the rows' tokens, in nats."""
+def distance(parent: Any, other: Any, rows: Any) -> float:
+    """How far the other's logits lie from the parent's, as a share of their norm."""
     import torch
 
     with torch.inference_mode():
-        return sum(float(model(input_ids=torch.tensor([row]), labels=torch.tensor([row])).loss) for row in rows) / len(rows)
+        pairs = [[model(input_ids=torch.tensor([row])).logits.float() for model in (parent, other)] for row in rows]
+    return math.sqrt(sum(float((b - a).square().sum()) for a, b in pairs) / sum(float(a.square().sum()) for a, _ in pairs))

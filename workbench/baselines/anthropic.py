@@ -34,8 +34,6 @@ class AnthropicClient:
     async def ask(self, request: Request) -> Reply:
         try:
             raw = await self._sdk.messages.with_raw_response.create(**self._arguments(request))
-            message = await _parsed(raw)
-            return _reply(message, simulated=says_simulated(raw.headers))
         except anthropic.APIStatusError as error:
             raise _judge(error, self._how.model) from error
         except anthropic.APITimeoutError as error:
@@ -43,17 +41,19 @@ class AnthropicClient:
         except anthropic.APIConnectionError as error:
             cause = error.__cause__
             raise Transient(f"the connection broke: {shorten(f'{type(cause).__name__} {cause}')}", billed=True) from error
+        try:
+            return _reply(await _parsed(raw), simulated=says_simulated(raw.headers))
         except (anthropic.APIError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise Transient(f"the answer is not a message ({type(error).__name__}: {shorten(str(error), 100)})", billed=True) from error
 
     def _arguments(self, request: Request) -> dict[str, Any]:
         how = self._how
         system, turns = converse(request.messages, "anthropic")
-        arguments: dict[str, Any] = {"model": how.model, "max_tokens": how.max_tokens, "messages": turns, "extra_body": how.parameters}
+        arguments: dict[str, Any] = {"model": how.model, "max_tokens": how.max_tokens, "messages": turns}
         if system:
             arguments["system"] = system
-        if how.temperature is not None:
-            arguments["temperature"] = how.temperature
+        # The SDK's second version knows no temperature any more; the API does, for the models that take one.
+        arguments["extra_body"] = ({} if how.temperature is None else {"temperature": how.temperature}) | how.parameters
         if how.stop:
             arguments["stop_sequences"] = list(how.stop)
         if request.tools:

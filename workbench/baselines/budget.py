@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 from workbench.errors import EvaluationError
 
@@ -60,3 +61,8 @@ class Ledger:
 def usd(amount: float) -> str:
     """`0.1234` -> `$0.12`; small amounts keep two significant digits."""
     return f"${amount:.2f}" if amount >= 0.1 or amount == 0 else f"${amount:.2g}" if amount >= 0.0001 else f"${amount:.6f}"
+
+
+def enough(amount: float) -> str:
+    """A budget to write into a recipe: `amount`, rounded up to a hundredth of a cent."""
+    return f"{math.ceil(amount * 1e4) / 1e4:g}"

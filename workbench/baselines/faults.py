@@ -66,7 +66,10 @@ def judge(status: int, code: str | None, message: str, headers: Mapping[str, str
     """
     said = f"HTTP {status}{f' {code}' if code else ''}: {shorten(message)}"
     if status in (401, 403):
-        return Halt(f"the endpoint does not accept the key ({said})", fix="check the variable that baseline.api_key_env names")
+        return Halt(
+            f"the endpoint does not accept the key ({said})",
+            fix="check the variable that baseline.api_key_env names; where `url` is set, no key is sent unless it is named",
+        )
     if status == 402 or code in _NO_MONEY:
         return Halt(f"the account has no money or quota left ({said})", fix="top it up, then run again; nothing is asked twice")
     if status in _RETRIED or status >= 500:

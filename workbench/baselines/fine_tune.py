@@ -9,19 +9,20 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
-from workbench.baselines.budget import BudgetExceeded, usd
+from workbench.baselines.budget import BudgetExceeded, enough, usd
 from workbench.baselines.client import read_key
 from workbench.baselines.conversation import requests
 from workbench.baselines.faults import Halt, Rejected, Transient, judge, shorten
 from workbench.baselines.openai import URL, read_error, read_object, says_simulated, session
 from workbench.baselines.prices import Quote, tuned_quote
+from workbench.baselines.retry import retrying
 from workbench.child import write_json
 from workbench.data.example import Example
 from workbench.digest import file_digest
@@ -34,6 +35,8 @@ STATE = "fine_tune.json"
 TRAINING = "training.jsonl"
 #: OpenAI refuses a job with fewer rows.
 LEAST_ROWS = 10
+
+T = TypeVar("T")
 
 _ENDED = {"succeeded", "failed", "cancelled"}
 
@@ -119,7 +122,7 @@ def fine_tune(examples: Sequence[Example], baseline: Baseline, folder: Path, adv
         raise BudgetExceeded(
             f"fine-tuning `{base}` on {len(examples)} rows for {wanted.epochs} epochs may cost {usd(most)}, over {usd(wanted.budget_usd)}",
             where="baseline.fine_tune.budget_usd",
-            fix=f"raise it to {most:.2f}, or lower epochs or the number of rows; the bound counts a token a byte, four times the usual",
+            fix=f"raise it to {enough(most)}, or lower epochs or the number of rows; the bound counts a token a byte, four times the usual",
         )
     job = asyncio.run(_Job(baseline, wanted, base, key, training, folder / STATE, advance).run())
     if job["status"] != "succeeded" or not job.get("fine_tuned_model"):
@@ -214,21 +217,12 @@ class _Job:
             self._advance(min(share, 0.99), status)
             await asyncio.sleep(self._wanted.poll_s)
 
-    async def _again(self, step: Any) -> Any:
+    async def _again(self, step: Callable[[], Awaitable[T]]) -> T:
         """A step, repeated with full jitter while it fails in a way that may pass. Each step first looks for what an earlier try made."""
-        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
-        jitter = wait_random_exponential(multiplier=0.5, max=60)
-
-        def wait(state: RetryCallState) -> float:
-            assert state.outcome is not None
-            return (getattr(state.outcome.exception(), "after", None) or 0.0) + jitter(state)
-
-        tries = AsyncRetrying(
-            stop=stop_after_attempt(self._baseline.attempts), wait=wait, retry=retry_if_exception_type(Transient), reraise=True
-        )
         try:
-            return await tries(step)
+            async for attempt in retrying(self._baseline.attempts):
+                with attempt:
+                    return await step()
         except Transient as error:
             fix = "run again: it goes on from here"
             raise Halt(f"the fine-tuning API does not answer: {self._clean(error.reason)}", where=self._url, fix=fix) from error
@@ -237,6 +231,7 @@ class _Job:
             raise Halt(f"the provider refuses the fine-tune: {self._clean(error.reason)}", where="baseline.fine_tune", fix=fix) from error
         except Halt as error:
             raise Halt(self._clean(error.what), where=error.where, fix=error.fix) from error
+        raise AssertionError("the last attempt returns or raises")
 
     async def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:

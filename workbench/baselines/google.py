@@ -48,13 +48,16 @@ class GoogleClient:
             response = await self._sdk.aio.models.generate_content(
                 model=self._how.model, contents=contents, config=self._config(system, request)
             )
-            return _reply(response)
         except errors.APIError as error:
             raise _judge(error, self._how.model) from error
         except (TimeoutError, httpx2.TimeoutException) as error:
             raise Transient(f"no answer within {self._how.timeout_s:g} s", billed=True) from error
         except (aiohttp.ClientError, httpx2.HTTPError, OSError) as error:
             raise Transient(f"the connection broke: {shorten(f'{type(error).__name__} {error}')}", billed=True) from error
+        except ValueError as error:  # the SDK could not read the body
+            raise Transient(f"the answer is not JSON, or was cut off: {shorten(str(error), 100)}", billed=True) from error
+        try:
+            return _reply(response)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise Transient(f"the answer is not content ({type(error).__name__}: {shorten(str(error), 100)})", billed=True) from error
 

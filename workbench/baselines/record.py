@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workbench.baselines.budget import BudgetExceeded, Ledger, usd
+from workbench.baselines.budget import BudgetExceeded, Ledger, enough, usd
 from workbench.baselines.client import Asking, Client, asking, connect
 from workbench.baselines.conversation import Answer, Reply, Request
 from workbench.baselines.faults import Halt, Rejected, Transient, shorten
 from workbench.baselines.prices import Quote, quote
+from workbench.baselines.retry import PATIENCE, retrying
 from workbench.baselines.transcript import Transcript
 from workbench.digest import digest
 from workbench.errors import EvaluationError, WorkbenchError, disk_faults
@@ -26,12 +27,6 @@ from workbench.recipe.schema.baseline import Baseline
 from workbench.recipe.secrets import redact
 
 DEAD_LETTERS = "dead_letters.jsonl"
-
-#: The first wait before another attempt is up to this many seconds; it doubles up to `_LONGEST_WAIT`.
-_FIRST_WAIT = 0.5
-_LONGEST_WAIT = 60.0
-#: An endpoint that asks for a longer wait than this is not waited for.
-_PATIENCE = 600.0
 
 _COLUMNS = {field.name for field in fields(Answer)} - {"example_id", "repeat", "replayed"}
 
@@ -186,22 +181,9 @@ class _Recorder:
 
     async def _ask(self, key: str, request: Request) -> None:
         """Ask until there is an answer, a final rejection, or no attempt left."""
-        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt, wait_random_exponential
-
-        jitter = wait_random_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT)  # full jitter: uniform from zero
-
-        def wait(state: RetryCallState) -> float:
-            assert state.outcome is not None
-            asked_for = getattr(state.outcome.exception(), "after", None) or 0.0
-            return asked_for + jitter(state)
-
-        def again(error: BaseException) -> bool:
-            return isinstance(error, Transient) and (error.after or 0.0) <= _PATIENCE
-
-        attempts = stop_after_attempt(self._baseline.attempts)
         tries = 0
         try:
-            async for attempt in AsyncRetrying(stop=attempts, wait=wait, retry=retry_if_exception(again), sleep=self._sleep, reraise=True):
+            async for attempt in retrying(self._baseline.attempts, self._sleep):
                 with attempt:
                     tries += 1
                     await self._attempt(key, request, tries)
@@ -227,7 +209,7 @@ class _Recorder:
                 reason = self._clean(error.reason)
                 await self._transcript.add({"kind": "lost" if error.billed else "unbilled", "call": call, "reason": reason})
                 if error.after is not None:
-                    self._hold_until = max(self._hold_until, time.monotonic() + min(error.after, _PATIENCE))
+                    self._hold_until = max(self._hold_until, time.monotonic() + min(error.after, PATIENCE))
                 raise
             except Rejected as error:
                 lost = 0.0
@@ -311,7 +293,7 @@ class _Recorder:
         return BudgetExceeded(
             f"the budget is used up ({self._ledger}): {len(left)} of {self._total} questions are open, and would cost {likely}{usd(most)}",
             where="baseline.budget_usd",
-            fix=f"raise baseline.budget_usd (to {needed:.2f} at most) and run again; the {done} that are done cost nothing more",
+            fix=f"raise baseline.budget_usd (to {enough(needed)} at most) and run again; the {done} that are done cost nothing more",
         )
 
     def _tell(self) -> None:

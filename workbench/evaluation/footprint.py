@@ -97,8 +97,8 @@ def _measure(folder: str, dtype: str, trust_remote_code: bool, prompts: list[lis
     del model
     gc.collect()
     started = time.perf_counter()
-    load_candidate(Path(folder), dtype=dtype, trust_remote_code=trust_remote_code)
-    _synchronise()
+    model = load_candidate(Path(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+    _synchronise(model)
     return Footprint(time.perf_counter() - started, peak, sum(weights.values()), device())
 
 
@@ -114,11 +114,11 @@ def _answer(model: PreTrainedModel, prompt: list[int], new_tokens: int) -> None:
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
 
 
-def _synchronise() -> None:
+def _synchronise(model: PreTrainedModel) -> None:
     import torch
 
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
 def _peak_memory() -> int:

@@ -129,7 +129,7 @@ def bootstrap_mean(
     if clusters is not None and len(clusters) != len(numbers):
         raise EvaluationError(f"{len(clusters)} clusters for {len(numbers)} values", fix="name the cluster of every value")
     labels = np.arange(len(numbers)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    sums, sizes = np.bincount(labels, numbers), np.bincount(labels).astype(np.float64)
+    sums, sizes = (np.bincount(labels, weights).astype(np.float64) for weights in (numbers, None))
     found = _bca(sums, limits, alpha, sizes)
     z = float(ndtri(1 - alpha / 2))
     unseen = z**2 / (len(sums) + z**2)

@@ -36,8 +36,8 @@ class BitsandbytesMethod:
         import torch
         from transformers import BitsAndBytesConfig
 
-        from workbench.models.greedy import probes
         from workbench.models.load import ADAPTER, device, load_model, with_adapter
+        from workbench.models.parity import expectations
         from workbench.models.prepare import copy_tokenizer
 
         one = self.section
@@ -64,6 +64,6 @@ class BitsandbytesMethod:
         if source.adapter is not None:
             shutil.copytree(source.adapter, out / ADAPTER, ignore=shutil.ignore_patterns("*.jsonl", "artifact.json"))
             model = with_adapter(model, out / ADAPTER)
-        found = probes(model.eval(), texts.probes, texts.probe_tokens)
+        found = expectations(model.eval(), texts.probes)
         advance(1.0)
         return Made(found, {})

@@ -25,6 +25,10 @@ SCRIPT = Path(__file__).with_name("llmcompressor_script.py")
 FP8_CAPABILITY = (8, 9)
 
 
+#: What `make llmcompressor` builds.
+DEFAULT_PYTHON = Path(".venv-llmcompressor/bin/python")
+
+
 @dataclass(frozen=True)
 class CompressedTensorsMethod:
     """W4A16 and W8A8 by GPTQ (Frantar et al. 2022, arXiv:2210.17323), FP8 by rounding, as llm-compressor does them.
@@ -44,6 +48,8 @@ class CompressedTensorsMethod:
     @property
     def python(self) -> Path:
         """The other environment's Python. Not resolved: where its link leads, the environment is unknown."""
+        if self.section.python is None:
+            return Path.cwd() / DEFAULT_PYTHON
         return Path(os.path.abspath(self.base / Path(self.section.python).expanduser()))  # noqa: PTH100 - Path.absolute keeps `..`
 
     def refusals(self, facts: ModelFacts) -> list[Refusal]:

@@ -31,7 +31,7 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     """Run one job of `gptq.GptqMethod`.
 
     Returns:
-        The seconds inside GPTQModel's `quantize`, and what the quantised model answered to the probes before it was saved.
+        The seconds inside GPTQModel's `quantize`, and what the quantised model expected in the probes before it was saved.
 
     Raises:
         QuantizationError: a layer's weights, or what flows through it, are no numbers.
@@ -39,8 +39,8 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
 
-    from workbench.models.greedy import probes
     from workbench.models.load import device
+    from workbench.models.parity import expectations
     from workbench.models.prepare import copy_tokenizer
 
     section, source, out = Gptq.model_validate(job["section"]), Path(job["model"]), Path(job["out"])
@@ -66,7 +66,7 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
             f"GPTQModel gave up: {text}", where=str(source), fix="raise `damping`, or calibrate on more varied texts"
         ) from error
     seconds = time.perf_counter() - started
-    found = probes(model.model.eval(), job["probes"], job["probe_tokens"])
+    found = expectations(model.model.eval(), job["probes"])
     model.save(str(out))
     copy_tokenizer(source, out)
     return {"quantize_seconds": seconds, "probes": found}

@@ -33,7 +33,7 @@ def quantize(job: dict[str, Any], events: Path) -> dict[str, Any]:
 
     Returns:
         The versions that did it, the seconds inside `oneshot`, whether SmoothQuant went first, and what the quantised model
-        answered to the probes before it was saved.
+        expected in the probes before it was saved.
     """
     import torch
     from llmcompressor import oneshot
@@ -58,7 +58,7 @@ def quantize(job: dict[str, Any], events: Path) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - started
     progress.remove()
-    found = [probe(model.eval(), prompt, job["probe_tokens"]) for prompt in job["probes"]]
+    found = [expectations(model.eval(), text) for text in job["probes"]]
     model.save_pretrained(job["out"], save_compressed=True)
     libraries = ("llmcompressor", "compressed-tensors", "transformers", "torch")
     return {
@@ -119,21 +119,14 @@ class Progress:
             hook.remove()
 
 
-def probe(model: Any, prompt: list[int], tokens: int) -> dict[str, Any]:
-    """What the model answers to one prompt, greedily, in the form of `workbench.models.greedy.probes`."""
+def expectations(model: Any, text: list[int]) -> dict[str, Any]:
+    """What the model expects after every token of a text, in the form of `workbench.models.parity.expectations`."""
     import torch
 
-    ids, answer = list(prompt), list[int]()
-    margins, logits = list[float](), list[float]()
-    ends = model.generation_config.eos_token_id
     with torch.inference_mode():
-        while len(answer) < tokens and (not answer or answer[-1] not in (ends if isinstance(ends, list) else [ends])):
-            best = model(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float().topk(2)
-            ids.append(int(best.indices[0]))
-            answer.append(ids[-1])
-            margins.append(float(best.values[0] - best.values[1]))
-            logits.append(float(best.values[0]))
-    return {"prompt": list(prompt), "answer": answer, "margins": margins, "logits": logits}
+        best = model(input_ids=torch.tensor([text], device=model.device)).logits[0].float().topk(2)
+    margins = (best.values[:, 0] - best.values[:, 1]).tolist()
+    return {"text": text, "best": best.indices[:, 0].tolist(), "margins": margins, "logits": best.values[:, 0].tolist()}
 
 
 def leave(path: Path, value: dict[str, Any]) -> None:

@@ -35,13 +35,11 @@ class Texts:
 
     Attributes:
         calibration: what the rounding is fitted to; empty for a method that needs none.
-        probes: prompts that the quantised model answers before it is saved, and again when it was loaded.
-        probe_tokens: length of these answers.
+        probes: texts that the quantised model reads before it is saved, and again when it was loaded.
     """
 
     calibration: Sequence[Sequence[int]]
     probes: Sequence[Sequence[int]]
-    probe_tokens: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Made:
     """What making a variant left to know.
 
     Attributes:
-        probes: what the quantised model answered before it was saved: `models.greedy.probes`.
+        probes: what the quantised model expected in the texts `Texts.probes` before it was saved: `models.parity.expectations`.
         facts: JSON-compatible.
     """
 

@@ -58,7 +58,7 @@ class Answers:
         """Raise `DataError` if there is a prompt to which no wrong answer is known, though some have to be wrong."""
         for prompt, reference in self._references.items():
             if not reference.wrong and accuracy < 1:
-                fix = "give it a list `wrong`, or set the accuracy to 1"
+                fix = "give it a list `wrong`, or set every accuracy to 1"
                 raise DataError(f"all references are the same, so there is no wrong answer to {prompt[:60]!r}", fix=fix)
 
     def wrong_probability(self, prompt: str, accuracy: float) -> float:
@@ -82,7 +82,7 @@ class Answers:
         options = self._options(reference, wrong, mode)
         if seed is None:
             repeat: tuple[str | int, ...] = ("repeat", self._repeats[version, key])
-            self._repeats[version, key] += 1
+            self._repeats[version, key] += temperature > 0
         else:
             repeat = ("seed", seed)
         share = self._noise * min(temperature, 1.0)

@@ -113,7 +113,7 @@ class Completion:
         choices = []
         for index, one in enumerate(self.choices):
             silent = one.refusal is not None or one.finish == "content_filter"
-            message = {
+            message: dict[str, Any] = {
                 "role": "assistant",
                 "content": None if silent else "".join(one.pieces),
                 "refusal": one.refusal,

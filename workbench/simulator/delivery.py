@@ -56,9 +56,12 @@ class Delivery(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it."""
-        whole = False
+        whole, transport = False, scope["state"]["transport"]
         try:
-            whole = await self._deliver(scope["state"]["transport"], receive, send)
+            whole = await self._deliver(transport, receive, send)
+        except asyncio.CancelledError:  # the server stops: break off, or uvicorn would answer 500
+            transport.abort()
+            raise
         finally:
             self.on_end(whole)
 

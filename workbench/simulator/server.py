@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from workbench.child import die_with_parent
 from workbench.errors import EnvironmentFault, WorkbenchError
@@ -19,7 +20,7 @@ GRACE = 2
 
 
 def serve(settings: Simulator, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT or SIGTERM, from the main thread.
 
     Args:
         port: 0 picks a free one.
@@ -43,6 +44,8 @@ def serve(settings: Simulator, host: str, port: int, ready: Callable[[str], None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            # asyncio does so for the sockets that it opens itself; without it every answer waits 40 ms for a delayed ACK.
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.app_state = {**self.app_state, "transport": transport}
 
     app = make_app(settings)
@@ -52,7 +55,18 @@ def serve(settings: Simulator, host: str, port: int, ready: Callable[[str], None
             app, http=Protocol, ws="none", lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
         )
         ready(f"http://{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}/v1")
-        uvicorn.Server(config).run(sockets=[listener])
+        with _ending_on_sigterm():
+            uvicorn.Server(config).run(sockets=[listener])
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Exit with code 0 on SIGTERM. uvicorn raises the signal again when it is done; by default that would kill whoever still logs."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -83,8 +97,9 @@ def running(settings: Simulator) -> Iterator[str]:
     )
     try:
         assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(settings.model_dump_json())
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # it died at once; what it printed says why
+            process.stdin.write(settings.model_dump_json())
+            process.stdin.close()
         said = process.stdout.readline()
         if not said:
             raise EnvironmentFault(f"the simulator ended with exit code {process.wait()}", fix="see what it said on standard error")

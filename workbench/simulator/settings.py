@@ -123,11 +123,12 @@ class Simulator(Section):
     limits: Limits = Limits()
     price: Price = Price()
     cache: Cache = Cache()
-    faults: list[ScheduledFault] = []
+    faults: list[ScheduledFault] = Field(default=[])
     timeout_s: NotNegative = Field(default=600.0, description="the longest that the fault `timeout` keeps a connection open")
     change: Change | None = None
     fine_tuning: FineTuning = FineTuning()
     api_key_env: EnvName | None = Field(default=None, description="environment variable with the one key accepted; null: any key")
+    keyless: bool = Field(default=False, description="let in requests without a key, as servers of one's own do")
     log: PathText | None = Field(default=None, description="append-only file, one line of JSON a request")
 
 
@@ -208,7 +209,8 @@ def _override(plain: dict[str, Any], text: str) -> str:
 
 def _problem(error: Any, nodes: dict[str, Any], written: dict[str, str], path: Path | None) -> WorkbenchError:
     """One of pydantic's errors, with the place of the innermost thing that was written."""
-    where, level = str(path) if path is not None else "settings", nodes
+    level: Any = nodes
+    where = str(path) if path is not None else "settings"
     for step in error["loc"]:
         if isinstance(level, dict) and step in level:
             where, level = level[step].at.where, level[step].node.value
@@ -216,7 +218,7 @@ def _problem(error: Any, nodes: dict[str, Any], written: dict[str, str], path: P
             where, level = level[step].origin.where, level[step].value
     name = ".".join(map(str, error["loc"]))
     for key, place in written.items():
-        if name == key or name.startswith(f"{key}."):
+        if name == key or name.startswith(f"{key}.") or key.startswith(f"{name}."):
             where = place
     if error["type"] == "value_error":
         fault = error["ctx"]["error"].faults[0]

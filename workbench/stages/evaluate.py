@@ -44,6 +44,21 @@ class Candidate:
     parent: str | None = None
 
 
+@dataclass(frozen=True)
+class Closed:
+    """A model behind somebody else's API.
+
+    Attributes:
+        name: as in the outcomes table.
+        kind: baseline, or managed where its provider tuned it.
+        answers: the stage that records what it says.
+    """
+
+    name: str
+    kind: str
+    answers: Stage
+
+
 def evaluate_stages(loaded: Loaded, candidate: Candidate, data: Stage, guards: Mapping[str, Stage], *, selecting: bool) -> dict[str, Stage]:
     """One stage for the task's own examples, and one for each guard set, by the set's name.
 

@@ -1,4 +1,4 @@
-"""Stages `quantize:<variant>`: one quantised copy of the model, saved, loaded again, and asked whether it still says the same."""
+"""Stages `quantize:<variant>`: one quantised copy of the model, saved, loaded again, and held against what it was before."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from workbench.stages.calibration import ROWS
 from workbench.stages.data import examples_of
 from workbench.stages.stage import Stage, Work
 
-#: Validation prompts that are answered before saving and after loading, and the length of these answers in tokens.
-PROBES, PROBE_TOKENS = 16, 8
+#: Validation rows, prompt and answer, that are read before saving and after loading.
+PROBES = 16
 #: Two logits closer than this share of the larger are a tie: kernels add in other orders, in numbers of 8 bits.
 RESOLUTION = 4 * 2.0**-7
 
@@ -34,23 +34,24 @@ def quantize_stage(loaded: Loaded, index: int, weights: Stage, calibration: Stag
     method = method_of(section, loaded.base)
 
     def make(work: Work) -> dict[str, Any]:
-        from workbench.models.greedy import partings
         from workbench.models.load import load_candidate, load_tokenizer
+        from workbench.models.parity import partings
         from workbench.models.prepare import refuse_nonfinite
 
         parent, trust = work.inputs[weights.name].path, recipe.model.trust_remote_code
         refuse_nonfinite(parent)
         source = Source(parent, recipe.model.dtype, trust, work.inputs[adapter.name].path if adapter is not None else None)
         renderer = Renderer(load_tokenizer(parent, trust_remote_code=trust), recipe.task)
-        prompts = [renderer.prompt_ids(example) for example in examples_of(work.inputs["data"].path, "validation")[:PROBES]]
-        texts = Texts(_rows(work.inputs[calibration.name].path / ROWS), prompts, PROBE_TOKENS)
+        examples = examples_of(work.inputs["data"].path, "validation")[:PROBES]
+        probes = [renderer.row(example, "completion").input_ids for example in examples]
+        texts = Texts(_rows(work.inputs[calibration.name].path / ROWS), probes)
         with track(f"quantising to {section.title}", 1.0) as advance:
             made = method.quantize(source, work.staging, texts, work.workspace, advance)
         again = load_candidate(work.staging, dtype=recipe.model.dtype, trust_remote_code=trust)
         identical, parted = partings(again, made.probes, RESOLUTION)
         if parted:
             raise QuantizationError(
-                f"the saved model is not the one that was quantised: loaded again, it answers {len(parted)} of {len(prompts)} prompts "
+                f"the saved model is not the one that was quantised: loaded again, it reads {len(parted)} of {len(probes)} rows "
                 "otherwise, and not by a near-tie",
                 where=loaded.where("quantize", index),
                 fix="report this with the versions in environment.json; another bit width or method may do meanwhile",
@@ -58,9 +59,9 @@ def quantize_stage(loaded: Loaded, index: int, weights: Stage, calibration: Stag
         return {
             "title": section.title,
             "method": section.method,
-            "probes": len(prompts),
+            "probes": len(probes),
             "reloaded_identically": identical,
-            "reloaded_near_ties": len(prompts) - identical,
+            "reloaded_near_ties": len(probes) - identical,
             "calibration": dict(work.inputs[calibration.name].facts),
             "size_bytes": sum(file.stat().st_size for file in work.staging.rglob("*.safetensors")),
             **made.facts,

@@ -25,12 +25,14 @@ class Work:
         staging: an empty directory to fill; it becomes the artifact.
         workspace: survives a kill; empty on the first attempt.
         report: for numbers worth following while the stage runs.
+        state: what outlives every artifact: transcripts, and the count of looks at a test set.
     """
 
     inputs: Mapping[str, Artifact]
     staging: Path
     workspace: Path
     report: Report
+    state: Path
 
 
 @dataclass(frozen=True, eq=False)

@@ -155,6 +155,10 @@ class Journal:
             tags=_texts(tags or {}), max_new_tokens=max_new_tokens,
         )  # fmt: skip
 
+    def alias(self, run: str, registered_name: str, alias: str, *, digest: str) -> None:
+        """Point an alias of the model registry to the version with this digest, which an earlier `model` registered."""
+        self._write("alias", run, registered_name=registered_name, alias=alias, digest=digest)
+
     def end(self, run: str, status: Status = "FINISHED") -> None:
         """The run is over; a later `start` of it takes it up again."""
         self._write("end", run, durable=True, status=status)

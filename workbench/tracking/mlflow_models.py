@@ -81,6 +81,13 @@ def _register(client: MlflowClient, model: LoggedModel, run_id: str, name: str, 
     client.create_model_version(name, model.artifact_location, run_id, tags, model_id=model.model_id)
 
 
+def point(client: MlflowClient, body: dict[str, Any]) -> None:
+    """Let an alias name the version of a digest: `registered_name`, `alias` and `digest` of the journal's record."""
+    name, digest = body["registered_name"], body["digest"]
+    version = next(iter(client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")))
+    client.set_registered_model_alias(name, body["alias"], version.version)
+
+
 @contextmanager
 def _pipeline_as_class() -> Iterator[None]:
     """Let MLflow find the class of the pipeline in transformers' table of tasks.

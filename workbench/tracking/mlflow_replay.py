@@ -40,7 +40,7 @@ from mlflow.utils.validation import (
 )
 
 from workbench.tracking.journal import Record, read
-from workbench.tracking.mlflow_models import log_model
+from workbench.tracking.mlflow_models import log_model, point
 from workbench.tracking.progress import Progress
 from workbench.tracking.quiet import environment_variables
 from workbench.tracking.target import artifact_root
@@ -230,6 +230,9 @@ class Replay:
     def _send_model(self, run_id: str, body: dict[str, Any]) -> None:
         with self._patience():
             log_model(self._client, self._experiment, run_id, body, checkpoint=self._path(body), scratch=self._directory)
+
+    def _send_alias(self, run_id: str, body: dict[str, Any]) -> None:
+        point(self._client, body)
 
     def _patience(self) -> AbstractContextManager[None]:
         """Uploads may take longer than other requests."""

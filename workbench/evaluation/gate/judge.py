@@ -141,7 +141,7 @@ def _compare(name: str, pairs: Pairs, margin: float, alpha: float, *, binary: bo
         mde = paired.detectable(n, margin, alpha, discordance=discordance)
         method = "Tango's score interval for paired proportions"
         plain = tango(only_ours, only_theirs, n, 2 * alpha)
-        if (bounds.low, bounds.high) != (plain.low, plain.high):
+        if max(plain.low - bounds.low, bounds.high - plain.high) > 1e-9:
             method += f", widened by exact enumeration (alone: {100 * plain.low:+.2f} to {100 * plain.high:+.2f})"
         small = paired.impossible(n, margin, alpha)
     else:

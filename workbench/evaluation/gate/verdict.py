@@ -171,12 +171,12 @@ def _comparison(one: Comparison, verdict: Verdict) -> list[str]:
     sure = f"{100 * (1 - verdict.level):.4g}% confidence"
     lines = [
         f"{means}: {_signed(one.difference)} points",
-        f"with {sure} the true difference is above {_signed(one.ci_low)}; with the same confidence it is below {_signed(one.ci_high)}",
+        f"with {sure} the true difference is above {_signed(one.ci_low)} points, and with the same below {_signed(one.ci_high)}",
     ]
     if one.verdict == "INCONCLUSIVE":
         lines.append(_needed(one))
     if one.mde is not None:
-        lines.append(f"so many examples pass, 4 times in 5, a candidate whose true difference is {_signed(one.mde)} points or better")
+        lines.append(f"so many examples pass, 4 times in 5, a candidate whose true difference is {_signed(one.mde)} or better")
     return lines
 
 

@@ -23,8 +23,10 @@ from workbench.recipe.schema.base import (
     Seed,
     Text,
 )
+from workbench.recipe.schema.baseline import Baseline, FineTune, Price, Simulated
 from workbench.recipe.schema.data import SPLITS, Columns, Data, Format, HeldOut, Limits, Split, SplitShares
 from workbench.recipe.schema.evaluate import Evaluate, Guard
+from workbench.recipe.schema.gate import Floors, Gate
 from workbench.recipe.schema.model import Hub, Model
 from workbench.recipe.schema.quantize import Bitsandbytes, Bounds, Calibration, CompressedTensors, Gptq, Quantizer, Select
 from workbench.recipe.schema.recipe import Recipe, json_schema
@@ -36,6 +38,7 @@ __all__ = [
     "ENV_NAME",
     "NAME",
     "SPLITS",
+    "Baseline",
     "Bitsandbytes",
     "Bounds",
     "Calibration",
@@ -46,8 +49,11 @@ __all__ = [
     "EnvName",
     "Evaluate",
     "Fault",
+    "FineTune",
+    "Floors",
     "Format",
     "Fraction",
+    "Gate",
     "Gptq",
     "Guard",
     "HeldOut",
@@ -63,11 +69,13 @@ __all__ = [
     "Name",
     "PathText",
     "Positive",
+    "Price",
     "Quantizer",
     "Recipe",
     "Section",
     "Seed",
     "Select",
+    "Simulated",
     "Split",
     "SplitShares",
     "Task",

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.recipe.schema.base import EnvName, Fault, PathText, Positive, Section, Seed, Text, agree
+from workbench.recipe.schema.base import EnvName, Fault, Fraction, PathText, Positive, Section, Seed, Text, agree
 
-Provider = Literal["openai", "anthropic", "google", "transcript"]
+Provider = Literal["openai", "anthropic", "google", "transcript", "simulator"]
 
 #: Fields of a request that keys of this section, or the run itself, decide.
 _OWN_FIELDS = {
@@ -33,7 +33,7 @@ def floating(provider: Provider, model: str, *, own_url: bool = False) -> str | 
     Sources: OpenAI's dated snapshots (platform.openai.com/docs/models); Anthropic's "Model IDs and versioning" (a date before Claude 4.6,
     none from then on); Google's "Model versions and lifecycle" (three digits for a stable version, a date for a preview).
     """
-    if provider == "transcript":
+    if provider in ("transcript", "simulator"):
         return None
     if own_url and not (_DATED.search(model) or _MARKED.search(model)):
         return "an endpoint of your own may serve other weights under this name tomorrow, and nothing in the name would say so"
@@ -64,6 +64,13 @@ class Price(Section):
         return self
 
 
+class Simulated(Section):
+    """How the simulator plays a closed model: for rehearsals, and marked SIMULATED wherever a number of it appears."""
+
+    accuracy: Fraction = Field(default=0.88, description="expected share of right answers")
+    seed: Seed = Field(default=0, description="another seed, other errors")
+
+
 class FineTune(Section):
     """A fine-tune that the provider makes and hosts (OpenAI's files and fine-tuning-jobs API): a candidate beside the open models."""
 
@@ -71,7 +78,7 @@ class FineTune(Section):
     epochs: Positive = Field(default=3, description="passes over the training rows; fixed, since they decide the cost")
     batch_size: Positive | None = Field(default=None, description="examples per step; default: the provider's choice")
     learning_rate_multiplier: float | None = Field(default=None, gt=0, description="default: the provider's choice")
-    seed: Seed = Field(default=0, description="of the provider's job")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="of the provider's job")
     suffix: str = Field(default="workbench", pattern=r"^[A-Za-z0-9_-]{1,40}$", description="becomes part of the new model's id")
     training_price: float | None = Field(default=None, ge=0, description="USD per million trained tokens; default: the dated price book")
     price: Price | None = Field(default=None, description="what the tuned model costs to ask; default: the dated price book")
@@ -83,7 +90,8 @@ class Baseline(Section):
     """A closed model, or a file of its recorded answers."""
 
     provider: Provider = Field(
-        description="openai (any OpenAI-compatible endpoint), anthropic, google, or transcript: a file of recorded answers",
+        description="openai (any OpenAI-compatible endpoint), anthropic, google, transcript: a file of recorded answers, or simulator: for "
+        "rehearsals, no evidence about any real model",
         examples=["openai"],
     )
     model: Text | None = Field(
@@ -125,6 +133,7 @@ class Baseline(Section):
     concurrency: Positive = Field(default=8, description="requests in flight")
     timeout_s: float = Field(default=60.0, gt=0, description="seconds that one answer may take")
     attempts: Positive = Field(default=6, description="tries before a request goes on the dead-letter list")
+    simulator: Simulated = Field(default=Simulated(), description="provider simulator: how it plays the model")
     fine_tune: FineTune | None = Field(
         default=None, description="have the provider tune a model on the training rows as well; {} takes the defaults"
     )

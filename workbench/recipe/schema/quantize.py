@@ -93,9 +93,10 @@ class CompressedTensors(Section):
     )
     group_size: Positive = Field(default=64, description="W4A16: must divide the input width of every linear layer")
     calibration: Calibration = Field(default=Calibration(), description="the texts that the rounding is fitted to; FP8 needs none")
-    python: PathText = Field(
-        default=".venv-llmcompressor/bin/python",
-        description="the Python of the environment that has llm-compressor, whose pins exclude ours; `make llmcompressor` builds it",
+    python: PathText | None = Field(
+        default=None,
+        description="the Python of the environment that has llm-compressor, whose pins exclude ours; default: the one that "
+        "`make llmcompressor` builds in the working directory",
     )
 
     @property

@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from workbench.recipe.schema.base import Fault, Name, Section, agree
+from workbench.recipe.schema.baseline import Baseline
 from workbench.recipe.schema.data import Data
 from workbench.recipe.schema.evaluate import Evaluate
+from workbench.recipe.schema.gate import Gate
 from workbench.recipe.schema.model import Hub, Model
 from workbench.recipe.schema.quantize import Bitsandbytes, Quantizer, Select
 from workbench.recipe.schema.task import Task
@@ -32,6 +34,8 @@ class Recipe(Section):
         default=[], description="quantised copies of the tuned model (of the base, without `train`), each one measured"
     )
     select: Select = Field(default=Select(), description="which of the tuned model and its quantised copies goes on")
+    baseline: Baseline | None = Field(default=None, description="the closed model that candidates are compared with")
+    gate: Gate | None = Field(default=None, description="what it takes for the selected model to take over from the baseline")
     evaluate: Evaluate = Field(default=Evaluate(), description="how every candidate answers the held-out rows")
     hub: Hub = Field(default=Hub(), description="how hf:// sources are reached")
     tracking: Tracking = Field(default=Tracking(), description="what MLflow records")
@@ -43,8 +47,23 @@ class Recipe(Section):
             if self.task.prompt is None and self.data.format == "table"
             else None,
             *self._variants(),
+            *self._gate(),
         )
         return self
+
+    def _gate(self) -> list[Fault]:
+        """A verdict needs something to compare with, on rows that chose nothing."""
+        if self.gate is None:
+            return []
+        faults = []
+        if self.baseline is None:
+            faults.append(
+                Fault("gate", "`gate` needs a `baseline` to compare with", "add one, such as baseline: {provider: openai, model: ...}")
+            )
+        if self.evaluate.split != "test":
+            what = "the gate would judge on the validation rows, which chose the model: that passes worse models too often"
+            faults.append(Fault("gate", what, "leave evaluate.split at test"))
+        return faults
 
     def _variants(self) -> list[Fault]:
         """Variants must differ in name, and an adapter must be there to be kept."""

@@ -1,0 +1,199 @@
+"""The closed baseline: stage `evaluate:baseline:task` records its answers, `tune:managed` has its provider tune a model as well."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workbench.data.example import Example
+from workbench.digest import digest
+from workbench.errors import EnvironmentFault
+from workbench.progress import say, track
+from workbench.recipe.load import Loaded
+from workbench.recipe.schema import Baseline, Price
+from workbench.sources.fetch import Materialised
+from workbench.stages.data import examples_of
+from workbench.stages.evaluate import TASK
+from workbench.stages.scoring import scoring_section
+from workbench.stages.stage import Stage, Work
+
+#: Names of the closed model's candidate, and of the one that its provider tuned.
+BASELINE, MANAGED = "baseline", "managed"
+#: Keys that decide how answers are got, and not what they are.
+CARRIAGE = {"budget_usd", "concurrency", "timeout_s", "attempts", "api_key_env", "url", "transcript", "fine_tune"}
+#: What a simulated answer is said to cost where the recipe names no price: SIMULATED, at the list price of gpt-4.1 in April 2025.
+SIMULATED_PRICE = Price(input=2.0, cached_input=0.5, output=8.0)
+
+
+def baseline_stage(loaded: Loaded, section: Baseline, data: Stage, transcript: Materialised | None) -> Stage:
+    """The stage in which the closed model answers the evaluation rows.
+
+    Args:
+        transcript: the file of `baseline.transcript`, where the answers were recorded elsewhere.
+    """
+
+    def asked(work: Work) -> Baseline:
+        return section
+
+    settings = {
+        "baseline": section.model_dump(exclude=CARRIAGE),
+        "own_url": section.url is not None,
+        "transcript": transcript.digest if transcript is not None else None,
+    }
+    return _answering(loaded, BASELINE, asked, transcript, settings, data, ())
+
+
+def managed_stage(loaded: Loaded, section: Baseline, data: Stage) -> Stage:
+    """The stage in which a model answers the evaluation rows that its provider tuned on the training rows; its input is that tuning."""
+
+    def make(work: Work) -> dict[str, Any]:
+        from workbench.baselines.fine_tune import fine_tune
+
+        examples = examples_of(work.inputs["data"].path, "train")
+        folder = work.state / "managed" / digest([settings, work.inputs["data"].key])[:16]
+        with track("managed fine-tune", 1.0) as advance:
+            tuned = fine_tune(examples, section, folder, advance)
+        (work.staging / "job.json").write_text(json.dumps(asdict(tuned) | {"price": _price(tuned.price)}, indent=1), encoding="utf-8")
+        return {**asdict(tuned), "price": _price(tuned.price), "rows": len(examples)}
+
+    assert section.fine_tune is not None
+    settings = {
+        "fine_tune": section.fine_tune.model_dump(exclude={"budget_usd", "poll_s"}),
+        "model": section.model,
+        "own_url": section.url is not None,
+        "prompt": [section.system, section.prompt],
+    }
+    tune = Stage(f"tune:{MANAGED}", 1, settings, make, (data,))
+
+    def asked(work: Work) -> Baseline:
+        facts = work.inputs[tune.name].facts
+        changes = {"model": facts["model"], "price": Price(**facts["price"]), "fine_tune": None, "allow_floating": True}
+        return section.model_copy(update=changes)
+
+    kept = {"baseline": section.model_dump(exclude=CARRIAGE | {"model", "price"})}
+    return _answering(loaded, MANAGED, asked, None, kept, data, (tune,))
+
+
+def _price(quote: Any) -> dict[str, Any]:
+    return dict(quote.price.model_dump())
+
+
+def _answering(
+    loaded: Loaded,
+    name: str,
+    asked: Callable[[Work], Baseline],
+    transcript: Materialised | None,
+    settings: Mapping[str, Any],
+    data: Stage,
+    inputs: tuple[Stage, ...],
+) -> Stage:
+    recipe = loaded.recipe
+
+    def make(work: Work) -> dict[str, Any]:
+        from workbench.baselines.conversation import requests
+        from workbench.baselines.record import Recording, record
+        from workbench.baselines.recorded import replay
+        from workbench.evaluation import outcomes
+        from workbench.evaluation.metrics import scorer
+
+        examples = examples_of(work.inputs["data"].path, recipe.evaluate.split)
+        with _reachable(asked(work), examples, work) as (section, folder):
+            questions = requests(examples, section)
+            if transcript is not None:
+                answers = replay(questions, section, transcript.path)
+                found = Recording(answers, 0, 0, 0.0, 0.0, {}, "as recorded")
+            else:
+                with track(f"{section.model} answers {TASK}", len(questions)) as advance:
+                    room = section.room(recipe.task.max_new_tokens)
+                    found = record(questions, section, folder, max_tokens=room, stop=recipe.task.stop, advance=advance)
+        if found.dead:
+            raise EnvironmentFault(
+                f"{found.dead} of {len(questions)} questions got no answer after {section.attempts} attempts each",
+                where=str(folder / "dead_letters.jsonl"),
+                fix="see the reasons there; the same command asks these again, and only these",
+            )
+        metric = scorer(recipe.task, base=loaded.base)
+        by_id = {example.id: example for example in examples}
+        rows = [_row(answer, by_id[answer.example_id], metric, recipe.evaluate.split, name) for answer in found.answers]
+        table = outcomes.from_rows(rows)
+        outcomes.write(table, work.staging / "outcomes.parquet")
+        scores = [row["score"] for row in rows if row["score"] is not None]
+        costs = [row["cost_usd"] for row in rows if row["cost_usd"] is not None]
+        latencies = sorted(row["latency_s"] for row in rows if row["latency_s"] is not None)
+        simulated = [row["simulated"] for row in rows]
+        return {
+            "candidate": name,
+            "set": TASK,
+            "metric": recipe.task.metric,
+            "rows": len(rows),
+            "scored": len(scores),
+            "provider": asked(work).provider,
+            "model": section.model,
+            "versions": [{"model": model, "fingerprint": mark, "answers": n} for (model, mark), n in found.versions.items()],
+            "price": found.price,
+            "cost_per_1k_usd": 1000 * sum(costs) / len(costs) if costs else None,
+            "spent_usd": found.spent_usd,
+            "latency_p50_s": latencies[len(latencies) // 2] if latencies else None,
+            "simulated": True if any(simulated) else None if None in simulated else False,
+        }
+
+    section = {**settings, "set": recipe.evaluate.split, "task": scoring_section(recipe.task, loaded.base)}
+    return Stage(f"evaluate:{name}:{TASK}", 1, section, make, (data, *inputs))
+
+
+@contextmanager
+def _reachable(section: Baseline, examples: Sequence[Example], work: Work) -> Iterator[tuple[Baseline, Path]]:
+    """The closed model as it can be asked, and the folder of its transcript; the simulator runs for as long as it is asked."""
+    if section.provider != "simulator":
+        yield section, work.state / "transcripts" / _file_name(section)
+        return
+    from workbench.simulator.server import running
+    from workbench.simulator.settings import Simulator
+
+    references = work.workspace / "references.jsonl"
+    rows = [{"prompt": _last_words(example, section), "reference": example.references[0]} for example in examples]
+    references.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert section.model is not None
+    settings = Simulator(references=str(references), model=section.model, keyless=True, **section.simulator.model_dump())
+    say(f"  SIMULATED: {section.model} is played at an accuracy of {section.simulator.accuracy:g}; that is no evidence about any model")
+    # What the simulator says depends on its settings and on what it is told is right, so each has a transcript of its own.
+    folder = work.state / "transcripts" / f"simulator-{digest([section.simulator.model_dump(), rows])[:16]}"
+    with running(settings) as url:
+        changes = {"provider": "openai", "url": url, "price": section.price or SIMULATED_PRICE}
+        yield section.model_copy(update=changes), folder
+
+
+def _last_words(example: Example, section: Baseline) -> Any:
+    from workbench.baselines.conversation import requests
+
+    (request,) = requests([example], section.model_copy(update={"repeats": 1}))
+    return list(request.messages)
+
+
+def _file_name(section: Baseline) -> str:
+    place = "own" if section.url is not None else section.provider
+    return f"{place}-{digest([section.provider, section.model, section.url is not None])[:16]}"
+
+
+def _row(answer: Any, example: Example, metric: Any, split: str, name: str) -> dict[str, Any]:
+    """One row of the outcomes table."""
+    row = asdict(answer)
+    for key in ("fingerprint", "finish_reason", "replayed"):
+        row.pop(key)
+    row |= {
+        "candidate": name,
+        "split": split,
+        "prompt": example.prompt if isinstance(example.prompt, str) else json.dumps(example.prompt, ensure_ascii=False),
+        "reference": example.references[0],
+        "metadata": example.metadata,
+        "score": None,
+    }
+    if answer.status != "answered":
+        return row
+    score = metric.score(answer.output or "", example.references, example.metadata)
+    status = "unscored" if score.value is None else "scored"
+    return {**row, "score": score.value, "valid": score.valid, "error": score.reason, "status": status}
