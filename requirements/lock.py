@@ -1,8 +1,9 @@
 """Resolve pyproject.toml into the lock files and environment.yml (`make lock`).
 
-train.txt  what `workbench run` needs, every file hashed
-test.txt   what the tests and the linters need on top of train.txt
-../environment.yml  both, for conda
+train.txt     what `workbench run` needs, every file hashed
+quantize.txt  what GPTQ needs on top of that: source distributions, some of which have to be compiled
+test.txt      what the tests and the linters need on top of both
+../environment.yml  all three, for conda
 llmcompressor.txt, vllm.txt  other stacks, each from its .in file, for an environment of its own: their pins exclude ours
 
 One resolution serves every platform and Python 3.11 to 3.13. Neither torch (see torch.txt) nor the CUDA libraries it brings
@@ -22,6 +23,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 HEADER = "# Made by `make lock` from {}: change that, not this.\n"
+#: The extras that make up train.txt.
+RUN = ("train", "baselines", "simulate")
 #: Other stacks that get an environment of their own, in which only torch is the same.
 SEPARATE = ("llmcompressor", "vllm")
 #: Come with a CUDA build of torch, in the versions that build wants, or are built for one; a CPU build has none of them.
@@ -76,20 +79,23 @@ def main() -> None:
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions allowed instead of keeping what is locked")
     options = parser.parse_args()
     upgrade = ["--upgrade"] if options.upgrade else []
-    locks = [HERE / "train.txt", HERE / "test.txt"]
+    locks = [HERE / "train.txt", HERE / "quantize.txt", HERE / "test.txt"]
     pins = "--constraint=requirements/pins.txt"
 
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "lock.txt")
         output.write_text("".join(path.read_text() for path in locks if path.exists()))
         everything = resolve(options.uv, "pyproject.toml", output, pins, "--all-extras", *upgrade)
-        train = resolve(options.uv, "pyproject.toml", output, pins, "--extra=train")  # among the versions just written to `output`
-    if not train.keys() <= everything.keys():
-        raise SystemExit(f"train.txt would differ from what is tested: {sorted(train.keys() - everything.keys())}")
+        chosen = [f"--extra={extra}" for extra in RUN]
+        train = resolve(options.uv, "pyproject.toml", output, pins, *chosen)  # among the versions just written to `output`
+        gptq = resolve(options.uv, "pyproject.toml", output, pins, *chosen, "--extra=quantize")
+    if not train.keys() <= gptq.keys() <= everything.keys():
+        raise SystemExit(f"a lock would differ from what is tested: {sorted((train.keys() | gptq.keys()) - everything.keys())}")
 
-    test = {pin: block for pin, block in everything.items() if pin not in train}
-    for path, chosen in zip(locks, (train, test), strict=True):
-        write(path, "pyproject.toml and pins.txt", chosen)
+    quantize = {pin: block for pin, block in gptq.items() if pin not in train}
+    test = {pin: block for pin, block in everything.items() if pin not in gptq}
+    for path, blocks in zip(locks, (train, quantize, test), strict=True):
+        write(path, "pyproject.toml and pins.txt", blocks)
     for name in SEPARATE:
         separate(options.uv, name, *upgrade)
     torch = next(line for line in (HERE / "torch.txt").read_text().splitlines() if FROM_TORCH.match(line))

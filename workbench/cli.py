@@ -96,7 +96,7 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe: train, merge, quantise, measure. Continues by itself where a run was cut off."""
+    """Run a recipe: train, merge, quantise, measure, judge. Exit code 3 or 4 where its gate says FAIL or INCONCLUSIVE. Continues by itself where a run was cut off."""
     from workbench.check import check_static
     from workbench.recipe.load import load
 
@@ -114,7 +114,7 @@ def run(
         if gate is not None:
             from workbench.evaluation.gate.verdict import EXIT_CODES
 
-            raise typer.Exit(EXIT_CODES[gate["verdict"]])
+            sys.exit(EXIT_CODES[gate["verdict"]])
 
 
 @app.command()
@@ -145,6 +145,53 @@ def _print_report(folder: Path, *, as_json: bool, html: Path | None = None) -> d
     else:
         display.render(found, Console(width=None if sys.stdout.isatty() else 110))
     return found
+
+
+@app.command()
+def gate(
+    candidate: Annotated[Path, typer.Option(metavar="FILE", help="outcomes of what is judged: .parquet, .csv or .jsonl")],
+    baseline: Annotated[Path, typer.Option(metavar="FILE", help="outcomes of what it is judged against, on the same examples")],
+    margin: Annotated[float, typer.Option(help="how much lower the mean score may be, from 0 to 1")],
+    alpha: Annotated[float, typer.Option(help="how often a candidate that is worse by the margin may pass")] = 0.05,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="FIELD[=VALUE]", help="a field of metadata whose every value must pass too; repeatable"),
+    ] = None,
+    floors: Annotated[
+        list[str] | None,
+        typer.Option("--floor", metavar="NAME=NUMBER", help="a key of gate.floors and its limit, such as latency_p99_s=1; repeatable"),
+    ] = None,
+    unscored: Annotated[str, typer.Option(help="rows without a score: fail (against the candidate), exclude or refuse")] = "fail",
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="judge after every example, in the table's order, and stop early")
+    ] = False,
+    candidate_name: Annotated[str | None, typer.Option(metavar="NAME", help="which candidate, where the file holds several")] = None,
+    baseline_name: Annotated[str | None, typer.Option(metavar="NAME", help="which baseline, where the file holds several")] = None,
+    size_mb: Annotated[float | None, typer.Option(help="size of the candidate's weights, for --floor size_mb=...")] = None,
+    count_look: Annotated[
+        bool, typer.Option("--count-look", help="count this look at the test set, and judge it more strictly after earlier ones")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a candidate against a baseline, on outcomes tables from anywhere. Exit code 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+    from workbench.evaluation.gate import gate_files
+
+    verdict = gate_files(
+        candidate,
+        baseline,
+        margin=margin,
+        alpha=alpha,
+        slices=slices or [],
+        floors=floors or [],
+        unscored=unscored,
+        sequential=sequential,
+        candidate_name=candidate_name,
+        baseline_name=baseline_name,
+        size_bytes=None if size_mb is None else round(size_mb * 1e6),
+        count_in=state() if count_look else None,
+    )
+    typer.echo(json.dumps(verdict.to_json(), ensure_ascii=False) if as_json else verdict.text())
+    sys.exit(verdict.exit_code)
 
 
 @app.command()

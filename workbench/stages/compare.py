@@ -12,6 +12,8 @@ from workbench.stages.stage import Stage, Work
 
 #: Tokens written in one turn of the speed measurement, and turns of each model.
 NEW_TOKENS, REPEATS = 32, 5
+#: Most rows, by their content's hash, on which distributions are compared: each gives several tokens, and both models read every one.
+ROWS = 400
 #: Prompts that make up the long one whose reading is timed.
 SPEED_PROMPTS = 32
 
@@ -31,7 +33,8 @@ def compare_stage(loaded: Loaded, variant: Candidate, parent: Candidate, data: S
         folders = [work.inputs[one.weights.name].path for one in (parent, variant)]
         trust = recipe.model.trust_remote_code
         renderer = Renderer(load_tokenizer(folders[1], trust_remote_code=trust), recipe.task)
-        examples = examples_of(work.inputs["data"].path, recipe.evaluate.split)
+        answered = examples_of(work.inputs["data"].path, recipe.evaluate.split)
+        examples = sorted(answered, key=lambda example: example.content_key)[:ROWS]
         one, other = (load_candidate(folder, dtype=recipe.model.dtype, trust_remote_code=trust) for folder in folders)
         with track(f"{variant.name} beside {parent.name}: answers", len(examples)) as advance:
             fidelity = compare(one, other, renderer, examples, batch_tokens=recipe.evaluate.batch_tokens, advance=advance)
