@@ -96,7 +96,10 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a recipe: train, merge, quantise, measure, judge. Exit code 3 or 4 where its gate says FAIL or INCONCLUSIVE. Continues by itself where a run was cut off."""
+    """Run a recipe to its end; after a crash the same command continues.
+
+    Exit code 3 or 4 where the recipe's gate says FAIL or INCONCLUSIVE.
+    """
     from workbench.check import check_static
     from workbench.recipe.load import load
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -88,11 +87,12 @@ def main() -> None:
 
 def _measure(folder: str, dtype: str, trust_remote_code: bool, prompts: list[list[int]], new_tokens: int) -> Footprint:
     from workbench.models.load import device, load_candidate
+    from workbench.models.machine import peak_memory
 
     model = load_candidate(Path(folder), dtype=dtype, trust_remote_code=trust_remote_code)
     for prompt in prompts:
         _answer(model, prompt, new_tokens)
-    peak = _peak_memory()
+    peak = peak_memory()
     weights = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     del model
     gc.collect()
@@ -119,21 +119,6 @@ def _synchronise(model: PreTrainedModel) -> None:
 
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-
-
-def _peak_memory() -> int:
-    """Bytes; see `Footprint`.
-
-    Linux: VmHWM. What `getrusage` says there is inherited: at least the memory of the process that started this one, at that moment.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from workbench.models.load import device
@@ -22,3 +23,18 @@ def available_memory() -> int:
     except (OSError, ValueError):
         return free
     return free if limit == "max" else min(free, int(limit) - used)
+
+
+def peak_memory() -> int:
+    """Most bytes that this process has held so far: torch's allocations on the GPU where there is one, else resident memory.
+
+    Linux: VmHWM. What `getrusage` says there is inherited: at least the memory of the process that started this one, at that moment.
+    """
+    if device() == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

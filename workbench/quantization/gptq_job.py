@@ -31,7 +31,8 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     """Run one job of `gptq.GptqMethod`.
 
     Returns:
-        The seconds inside GPTQModel's `quantize`, and what the quantised model expected in the probes before it was saved.
+        The seconds inside GPTQModel's `quantize`, the peak memory of this process, and what the quantised model expected in the
+        probes before it was saved.
 
     Raises:
         QuantizationError: a layer's weights, or what flows through it, are no numbers.
@@ -40,6 +41,7 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     from gptqmodel import GPTQModel, QuantizeConfig
 
     from workbench.models.load import device
+    from workbench.models.machine import peak_memory
     from workbench.models.parity import expectations
     from workbench.models.prepare import copy_tokenizer
 
@@ -69,7 +71,7 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     found = expectations(model.model.eval(), job["probes"])
     model.save(str(out))
     copy_tokenizer(source, out)
-    return {"quantize_seconds": seconds, "probes": found}
+    return {"quantize_seconds": seconds, "peak_memory_bytes": peak_memory(), "probes": found}
 
 
 class _Layers:

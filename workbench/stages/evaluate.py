@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -84,6 +83,7 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
         from workbench.evaluation.answer import answer
         from workbench.evaluation.metrics import scorer
         from workbench.models.load import load_tokenizer
+        from workbench.models.machine import peak_memory
 
         weights = work.inputs[candidate.weights.name]
         metric = scorer(task, base=loaded.base)
@@ -123,7 +123,7 @@ def _stage(loaded: Loaded, candidate: Candidate, data: Stage, name: str, which: 
             "answer_seconds": seconds,
             "tokens_per_s": tokens / seconds,
             "load_seconds": load_seconds,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": peak_memory(),
             "size_bytes": sum(file.stat().st_size for file in weights.path.rglob("*.safetensors")),
             "model": weights.name,
             "rendering": renderer.fingerprint,
@@ -151,10 +151,3 @@ def _load(folder: Path, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
     from workbench.models.load import load_candidate
 
     return load_candidate(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-
-
-def _peak_memory() -> int:
-    """Peak memory of this process so far, in bytes: the GPU's where there is one, else resident memory."""
-    import torch
-
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
