@@ -48,3 +48,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Work
     place.write("stdout.json", said.out)
     place.write("stderr.txt", said.err)
     return place
+
+
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workplace:
+    """A workplace in which `workbench run desk.yaml` has trained, quantised in three ways, measured and selected; read it, or run it again."""
+    from importlib.util import find_spec
+
+    from tests.support.workplace import NOBODY, QUANTIZE, RECIPE, TRAIN, furnish
+
+    if find_spec("gptqmodel") is None:
+        pytest.skip("GPTQModel is not installed: make install")
+    place = furnish(tmp_path_factory.mktemp("quantized"), RECIPE, TRAIN, QUANTIZE)
+    (place.folder / "model").symlink_to(tiny_model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+        said = place("run", "desk.yaml", "--json")
+    assert said.code == 0, said.err
+    place.write("stdout.json", said.out)
+    place.write("stderr.txt", said.err)
+    return place

@@ -126,7 +126,7 @@ def preview(loaded: Loaded, state: Path) -> Preview:
     learned = rows["train"] if train is not None else []
     shown = next(iter(rows.values()))
     tokens, supervised = sum(len(row.input_ids) for row in learned), sum(sum(row.supervised) for row in learned)
-    candidates = 1 if train is None else 2
+    candidates = (1 if train is None else 2) + len(recipe.quantize)
     evaluated = sum(len(row.input_ids) for row in rows[recipe.evaluate.split]) * candidates
     trained_in = computed_in(train, recipe.launch, recipe.model.dtype) if train is not None else recipe.model.dtype
     speeds = {dtype: matmul_speed(facts, dtype, recipe.launch) for dtype in {trained_in, recipe.model.dtype}}

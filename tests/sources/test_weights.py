@@ -140,3 +140,10 @@ def test_damaged_headers_never_hang_or_crash(tmp_path_factory: pytest.TempPathFa
             check_weights(path if path.suffix == ".gguf" else folder)
         except SourceError as error:
             assert "\n" not in error.what
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(SourceError, match="is an adapter over 'org/base', not a model"):
+        check_weights(tmp_path)

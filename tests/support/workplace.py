@@ -54,6 +54,14 @@ evaluate:
       floor: 1.0
 """
 
+QUANTIZE = """\
+quantize:
+  - {method: bitsandbytes, bits: 8}
+  - {method: gptq, bits: 4, group_size: 32, calibration: {rows: 32}}
+  - {method: bitsandbytes, name: qlora, keep_adapter: true}
+select: {at_most: {size_mb: 5}}
+"""
+
 #: Scores by the length of the reference; cannot score what holds "7".
 SCORING = """\
 def grade(output, reference, metadata):

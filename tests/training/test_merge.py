@@ -165,3 +165,22 @@ def test_every_kind_of_adapter_merges(tiny: Path, tmp_path: Path, train: dict[st
         ids = torch.tensor([PROMPTS[0]])
         moved = (model(ids).logits - load_model(tiny, dtype="float32")(ids).logits).abs().max()
     assert moved > 0.1  # or the parity would prove nothing
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path, adapter: Path) -> None:
+    from tests.support.tiny import make_model
+
+    other, out = make_model(tmp_path / "other", hidden=128), tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(TrainingError, match="does not fit this base model: size mismatch"):
+        merge(other, adapter, out, dtype="bfloat16", trust_remote_code=False)
+    assert not list(out.iterdir())
+
+
+def test_nothing_is_merged_into_a_quantised_base(tmp_path: Path, tiny: Path, adapter: Path) -> None:
+    from transformers import BitsAndBytesConfig
+
+    base = tmp_path / "nf4"
+    load_model(tiny, quantization_config=BitsAndBytesConfig(load_in_4bit=True)).save_pretrained(base)
+    with pytest.raises(TrainingError, match="quantised \\(bitsandbytes\\).*cannot be merged"):
+        merge(base, adapter, tmp_path, dtype="bfloat16", trust_remote_code=False)

@@ -113,7 +113,7 @@ def with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The same model, its layers carrying an adapter that is not merged into them."""
     from peft import PeftModel
 
-    hushed_gptqmodel()
+    hushed_gptqmodel()  # PEFT imports it
     carrying: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
     return carrying
 

@@ -20,9 +20,11 @@ def available_memory() -> int:
     group = Path("/sys/fs/cgroup")
     try:  # a container's limit, which psutil does not see (cgroup v2)
         limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
-    except (OSError, ValueError):
+        rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cached = int(rows["inactive_file"])  # pages of files, which the kernel gives back when they are wanted
+    except (OSError, ValueError, KeyError):
         return free
-    return free if limit == "max" else min(free, int(limit) - used)
+    return free if limit == "max" else min(free, int(limit) - used + cached)
 
 
 def peak_memory() -> int:

@@ -104,10 +104,10 @@ def adopt_autogptq(folder: Path) -> None:
     """Bring a checkpoint in auto-gptq's own layout into the one that transformers, GPTQModel and vLLM read.
 
     auto-gptq wrote its settings into quantize_config.json only, and named the weights after them, such as
-    gptq_model-4bit-128g.safetensors. The tensors are the same.
+    gptq_model-4bit-128g.safetensors (or their index, where they are many). The tensors are the same.
 
     Raises:
-        SourceError: quantize_config.json cannot be read.
+        SourceError: quantize_config.json cannot be read, or says that the tensors are laid out otherwise.
     """
     settings, config = folder / "quantize_config.json", folder / "config.json"
     if not settings.exists() or not config.exists():
@@ -120,14 +120,19 @@ def adopt_autogptq(folder: Path) -> None:
         model["quantization_config"] = {**kept, "damp_percent": found.get("damp_percent", 0.01), "quant_method": "gptq"}
         model["quantization_config"]["checkpoint_format"] = found.get("checkpoint_format", "gptq")
         _ = int(found["bits"]), int(found["group_size"])
+        other = "marlin" if found.get("is_marlin_format") else found.get("quant_method") or "gptq"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = f"is not the settings file of a GPTQ checkpoint ({type(error).__name__}: {error})"
         raise SourceError(what, where=str(settings), fix="fetch the model again") from error
+    if other != "gptq":  # auto-gptq also saved weights packed for one GPU kernel, and those of AWQ
+        fix = "name a GPTQ checkpoint, or the 16-bit model"
+        raise SourceError(f"says that the weights are in the {other} format, which only auto-gptq read", where=str(settings), fix=fix)
     config.unlink()  # may be a hard link into a cache: never write through it
     config.write_text(json.dumps(model, indent=2), encoding="utf-8")
-    weights = sorted(folder.glob("*.safetensors"))
-    if len(weights) == 1 and weights[0].name != "model.safetensors":
-        weights[0].rename(folder / "model.safetensors")
+    for ending in (".safetensors", ".safetensors.index.json"):
+        files = sorted(folder.glob(f"*{ending}"))
+        if len(files) == 1:
+            files[0].rename(folder / f"model{ending}")
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:

@@ -38,8 +38,10 @@ def spread(examples: Sequence[Example], lengths: Sequence[int], rows: int, seed:
     left = min(rows, len(examples))
     for number, group in enumerate(sorted(groups.values(), key=len)):  # what a small group lacks, larger ones make up for
         share = min(len(group), left // (len(groups) - number))
-        ordered = sorted(group, key=lambda index: (lengths[index], _shuffle(examples[index].id, seed)))
-        taken += [ordered[int((place + 0.5) * len(ordered) / share)] for place in range(share)]
+        ordered = sorted(group, key=lambda index: (lengths[index], examples[index].id))
+        for place in range(share):  # one of each stretch of the lengths; which one, a hash decides
+            stretch = ordered[place * len(ordered) // share : (place + 1) * len(ordered) // share]
+            taken.append(min(stretch, key=lambda index: _shuffle(examples[index].id, seed)))
         left -= share
     return sorted(taken)
 
@@ -53,15 +55,24 @@ def general_texts(path: Path, rows: int, seed: int) -> list[str]:
     Raises:
         DataError: the file has another form, or fewer texts.
     """
+    form = "give a .txt file with one text on each line, or a .jsonl file with a field `text` in each row"
+    if path.suffix not in (".txt", ".jsonl"):
+        raise DataError("no file of general texts goes by such a name", where=str(path), fix=form)
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts = [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
-        bad = next((number for number, text in enumerate(texts, start=1) if not isinstance(text, str) or not text.strip()), None)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fix = "give a .txt file with one text on each line, or a .jsonl file with a field `text` in each row"
-        raise DataError(f"no general text can be read: {type(error).__name__}: {error}", where=str(path), fix=fix) from error
-    if bad is not None:
-        raise DataError(f"text {bad} is empty or no text", where=str(path), fix="remove it")
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would also break at characters that JSON texts may hold
+    except (OSError, ValueError) as error:
+        raise DataError(f"no general text can be read: {error}", where=str(path), fix=form) from error
+    texts = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"] if path.suffix == ".jsonl" else line.strip()
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"is no text: {type(error).__name__}: {error}", where=f"{path}, line {number}", fix=form) from error
+        if not isinstance(text, str) or not text.strip():
+            raise DataError("is empty or no text", where=f"{path}, line {number}", fix="remove it")
+        texts.append(text)
     if len(texts) < rows:
         raise DataError(f"{len(texts)} general texts, and {rows} are wanted", where=str(path), fix="lower calibration.general_share")
     return sorted(texts, key=lambda text: _shuffle(text, seed))[:rows]
@@ -73,8 +84,8 @@ def refuse_overlap(texts: Iterable[str], held_out: Sequence[Example], where: str
     Raises:
         DataError: a held-out prompt is one of the texts, or stands inside one.
     """
-    prompts = {example.content_key: example for example in held_out}
-    words = {_plain(example.prompt): example for example in held_out if isinstance(example.prompt, str) and len(example.prompt) >= TELLING}
+    prompts = {content_key(asked): example for example in held_out for asked in _asked(example)}
+    words = {_plain(asked): example for example in held_out for asked in _asked(example) if len(_plain(asked)) >= TELLING}
     found = 0
     first = ""
     for text in texts:
@@ -105,8 +116,15 @@ def settings_of(calibration: Calibration) -> tuple[int, int]:
     return calibration.rows - general, general
 
 
-def _plain(text: object) -> str:
-    return " ".join(str(text).split()).casefold()
+def _asked(example: Example) -> list[str]:
+    """The prompt; of a conversation, what the user says in it."""
+    if isinstance(example.prompt, str):
+        return [example.prompt]
+    return [message["content"] for message in example.prompt if message["role"] == "user" and isinstance(message["content"], str)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _shuffle(text: str, seed: int) -> str:

@@ -51,10 +51,10 @@ class GptqMethod:
             fix = "use method bitsandbytes, which quantises any linear layer"
             found.append(Refusal("method", f"GPTQModel does not know the architecture {facts.model_type!r}", fix))
         why = missing_kernel(one)
-        if why is not None:
-            found.append(
-                Refusal("bits", f"no installed kernel runs {one.bits} bits with these settings here: {why}", "choose bits: 4 or 8")
-            )
+        if why is not None and not found:
+            small = missing_kernel(one.model_copy(update={"group_size": -1})) is None  # then it is the group's size alone
+            key, fix = ("group_size", "choose a size that it names") if small else ("bits", "choose bits: 4 or 8")
+            found.append(Refusal(key, f"no installed kernel runs {one.bits} bits with these settings here: {why}", fix))
         return found
 
     def memory(self, facts: ModelFacts, dtype: str) -> int:

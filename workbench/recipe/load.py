@@ -46,11 +46,11 @@ class Loaded:
         return self.base / os.path.expanduser(text)  # noqa: PTH111 - pathlib's raises for a user who does not exist
 
     def where(self, *path: str | int) -> str:
-        """The place of a key in the file or on the command line; of the nearest section that was written, if it is a default."""
+        """The place of a key in the file or on the command line; of a section, or where a default stands: its first written key."""
         while path:
-            origin = self.origins.get(path)
-            if origin is not None and origin.where:
-                return origin.where
+            written = [origin for key, origin in self.origins.items() if key[: len(path)] == path and origin != DEFAULT]
+            if written:
+                return min(written, key=lambda origin: (origin.line, origin.column)).where
             path = path[:-1]
         return str(self.path)
 

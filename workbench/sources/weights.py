@@ -28,6 +28,10 @@ def check_weights(path: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        fix = "name the base model as model.source, and merge the adapter where it was trained"
+        raise SourceError(f"is an adapter over {base!r}, not a model", where=str(folder), fix=fix)
     shards = {file.name: file for file in sorted(folder.glob("*.safetensors"))}
     if not shards:
         raise _no_weights(folder)

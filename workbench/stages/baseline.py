@@ -7,19 +7,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.data.example import Example
 from workbench.digest import digest
 from workbench.errors import EnvironmentFault
 from workbench.progress import say, track
 from workbench.recipe.load import Loaded
-from workbench.recipe.schema import Baseline, Price
+from workbench.recipe.schema import Baseline, Price, Task
 from workbench.sources.fetch import Materialised
 from workbench.stages.data import examples_of
 from workbench.stages.evaluate import TASK
 from workbench.stages.scoring import scoring_section
 from workbench.stages.stage import Stage, Work
+
+if TYPE_CHECKING:
+    from workbench.baselines.conversation import Answer, Request
+    from workbench.baselines.record import Recording
 
 #: Names of the closed model's candidate, and of the one that its provider tuned.
 BASELINE, MANAGED = "baseline", "managed"
@@ -40,7 +44,7 @@ def baseline_stage(loaded: Loaded, section: Baseline, data: Stage, transcript: M
         return section
 
     settings = {
-        "baseline": section.model_dump(exclude=CARRIAGE),
+        "baseline": answering_section(section),
         "own_url": section.url is not None,
         "transcript": transcript.digest if transcript is not None else None,
     }
@@ -95,30 +99,19 @@ def _answering(
 
     def make(work: Work) -> dict[str, Any]:
         from workbench.baselines.conversation import requests
-        from workbench.baselines.record import Recording, record
+        from workbench.baselines.record import Recording
         from workbench.baselines.recorded import replay
         from workbench.evaluation import outcomes
-        from workbench.evaluation.metrics import scorer
 
         examples = examples_of(work.inputs["data"].path, recipe.evaluate.split)
-        with _reachable(asked(work), examples, work) as (section, folder):
-            questions = requests(examples, section)
-            if transcript is not None:
-                answers = replay(questions, section, transcript.path)
-                found = Recording(answers, 0, 0, 0.0, 0.0, {}, "as recorded")
-            else:
-                with track(f"{section.model} answers {TASK}", len(questions)) as advance:
-                    room = section.room(recipe.task.max_new_tokens)
-                    found = record(questions, section, folder, max_tokens=room, stop=recipe.task.stop, advance=advance)
-        if found.dead:
-            raise EnvironmentFault(
-                f"{found.dead} of {len(questions)} questions got no answer after {section.attempts} attempts each",
-                where=str(folder / "dead_letters.jsonl"),
-                fix="see the reasons there; the same command asks these again, and only these",
-            )
-        metric = scorer(recipe.task, base=loaded.base)
-        by_id = {example.id: example for example in examples}
-        rows = [_row(answer, by_id[answer.example_id], metric, recipe.evaluate.split, name) for answer in found.answers]
+        section = asked(work)
+        questions = requests(examples, section)
+        if transcript is not None:
+            found = Recording(replay(questions, section, transcript.path), 0, 0, 0.0, 0.0, {}, "as recorded")
+        else:
+            with reachable(section, examples, work.workspace) as there:
+                found = ask(questions, there, transcript_folder(section, examples, work.state), recipe.task, TASK)
+        rows = scored(found.answers, examples, loaded, name)
         table = outcomes.from_rows(rows)
         outcomes.write(table, work.staging / "outcomes.parquet")
         scores = [row["score"] for row in rows if row["score"] is not None]
@@ -131,7 +124,7 @@ def _answering(
             "metric": recipe.task.metric,
             "rows": len(rows),
             "scored": len(scores),
-            "provider": asked(work).provider,
+            "provider": section.provider,
             "model": section.model,
             "versions": [{"model": model, "fingerprint": mark, "answers": n} for (model, mark), n in found.versions.items()],
             "price": found.price,
@@ -145,26 +138,81 @@ def _answering(
     return Stage(f"evaluate:{name}:{TASK}", 1, section, make, (data, *inputs))
 
 
+def ask(questions: Sequence[Request], section: Baseline, folder: Path, task: Task, what: str) -> Recording:
+    """Have a closed model answer questions, all of them.
+
+    Args:
+        section: as `reachable` gives it.
+        folder: of the transcript.
+        what: is asked, in a word or two.
+
+    Raises:
+        WorkbenchError: what `record` raises; EnvironmentFault where questions are left without an answer.
+    """
+    from workbench.baselines.record import record
+
+    with track(f"{section.model} answers {what}", len(questions)) as advance:
+        found = record(questions, section, folder, max_tokens=section.room(task.max_new_tokens), stop=task.stop, advance=advance)
+    if found.dead:
+        raise EnvironmentFault(
+            f"{found.dead} of {len(questions)} questions got no answer after {section.attempts} attempts each",
+            where=str(folder / "dead_letters.jsonl"),
+            fix="see the reasons there; the same command asks these again, and only these",
+        )
+    return found
+
+
 @contextmanager
-def _reachable(section: Baseline, examples: Sequence[Example], work: Work) -> Iterator[tuple[Baseline, Path]]:
-    """The closed model as it can be asked, and the folder of its transcript; the simulator runs for as long as it is asked."""
+def reachable(section: Baseline, examples: Sequence[Example], workspace: Path) -> Iterator[Baseline]:
+    """The closed model as it can be asked; the simulator runs for as long as it is asked.
+
+    Args:
+        examples: all that the simulator has to know: its errors depend on them.
+        workspace: where it finds them.
+    """
     if section.provider != "simulator":
-        yield section, work.state / "transcripts" / _file_name(section)
+        yield section
         return
     from workbench.simulator.server import running
     from workbench.simulator.settings import Simulator
 
-    references = work.workspace / "references.jsonl"
-    rows = [{"prompt": _last_words(example, section), "reference": example.references[0]} for example in examples]
-    references.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    references = workspace / "references.jsonl"
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in _references(section, examples))
+    references.write_text("".join(lines), encoding="utf-8")
     assert section.model is not None
     settings = Simulator(references=str(references), model=section.model, keyless=True, **section.simulator.model_dump())
     say(f"  SIMULATED: {section.model} is played at an accuracy of {section.simulator.accuracy:g}; that is no evidence about any model")
-    # What the simulator says depends on its settings and on what it is told is right, so each has a transcript of its own.
-    folder = work.state / "transcripts" / f"simulator-{digest([section.simulator.model_dump(), rows])[:16]}"
     with running(settings) as url:
-        changes = {"provider": "openai", "url": url, "price": section.price or SIMULATED_PRICE}
-        yield section.model_copy(update=changes), folder
+        yield section.model_copy(update={"provider": "openai", "url": url, "price": section.price or SIMULATED_PRICE})
+
+
+def transcript_folder(section: Baseline, examples: Sequence[Example], state: Path) -> Path:
+    """Where the answers of a closed model are kept for good."""
+    if section.provider == "simulator":
+        # What the simulator says depends on its settings and on what it is told is right, so each has a transcript of its own.
+        name = f"simulator-{digest([section.simulator.model_dump(), _references(section, examples)])[:16]}"
+    else:
+        place = "own" if section.url is not None else section.provider
+        name = f"{place}-{digest([section.provider, section.model, section.url is not None])[:16]}"
+    return state / "transcripts" / name
+
+
+def scored(answers: Sequence[Answer], examples: Sequence[Example], loaded: Loaded, name: str) -> list[dict[str, Any]]:
+    """Rows of the outcomes table for the answers of candidate `name`, in their order, scored as the recipe's task says."""
+    from workbench.evaluation.metrics import scorer
+
+    metric = scorer(loaded.recipe.task, base=loaded.base)
+    by_id = {example.id: example for example in examples}
+    return [_row(answer, by_id[answer.example_id], metric, loaded.recipe.evaluate.split, name) for answer in answers]
+
+
+def answering_section(section: Baseline) -> dict[str, Any]:
+    """The keys that decide what a closed model answers; those that decide how the answers are got are left out."""
+    return section.model_dump(exclude=CARRIAGE)
+
+
+def _references(section: Baseline, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    return [{"prompt": _last_words(example, section), "reference": example.references[0]} for example in examples]
 
 
 def _last_words(example: Example, section: Baseline) -> Any:
@@ -174,12 +222,7 @@ def _last_words(example: Example, section: Baseline) -> Any:
     return list(request.messages)
 
 
-def _file_name(section: Baseline) -> str:
-    place = "own" if section.url is not None else section.provider
-    return f"{place}-{digest([section.provider, section.model, section.url is not None])[:16]}"
-
-
-def _row(answer: Any, example: Example, metric: Any, split: str, name: str) -> dict[str, Any]:
+def _row(answer: Answer, example: Example, metric: Any, split: str, name: str) -> dict[str, Any]:
     """One row of the outcomes table."""
     row = asdict(answer)
     for key in ("fingerprint", "finish_reason", "replayed"):

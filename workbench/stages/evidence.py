@@ -5,8 +5,13 @@ from __future__ import annotations
 from workbench.errors import StoreError
 from workbench.store import Artifact, Store
 
-#: What a copy must have been through, by the kind of stage.
-NEEDED = {"evaluate": "its answers", "footprint": "its load time and memory", "compare": "the comparison with its parent"}
+#: What a copy must have been through, by the name of the stage.
+NEEDED = {
+    "evaluate:{}:task": "its score",
+    "evaluate:{}:validation": "its score on the validation split",
+    "footprint:{}": "its load time and memory",
+    "compare:{}": "the comparison with its parent",
+}
 
 
 def missing(store: Store, weights: Artifact, data: Artifact) -> list[str]:
@@ -16,17 +21,17 @@ def missing(store: Store, weights: Artifact, data: Artifact) -> list[str]:
         weights: the artifact of a `quantize` stage.
         data: the artifact of the `data` stage that it must have been measured on.
     """
-    found: dict[str, set[str]] = {kind: set() for kind in NEEDED}
+    title = weights.stage.partition(":")[2]
+    found: dict[str, set[str]] = {stage.format(title): set() for stage in NEEDED}
     for artifact, ingredients in store.artifacts():
-        kind = artifact.stage.partition(":")[0]
-        if kind in found and ingredients["inputs"].get(weights.stage) == weights.key and "data" in ingredients["inputs"]:
-            found[kind].add(ingredients["inputs"]["data"])
+        if artifact.stage in found and ingredients["inputs"].get(weights.stage) == weights.key:
+            found[artifact.stage].add(ingredients["inputs"]["data"])
     gaps = []
-    for kind, what in NEEDED.items():
-        if not found[kind]:
-            gaps.append(f"{what} was never measured")
-        elif data.key not in found[kind]:
-            gaps.append(f"{what} was measured on other data (data-{sorted(found[kind])[0]}, not {data.name})")
+    for (stage, measured), what in zip(found.items(), NEEDED.values(), strict=True):
+        if not measured:
+            gaps.append(f"{what} was never measured ({stage})")
+        elif data.key not in measured:
+            gaps.append(f"{what} was measured on other data (data-{sorted(measured)[0]}, not {data.name})")
     return gaps
 
 

@@ -49,9 +49,12 @@ def merge(base: Path, adapter: Path, out: Path, *, dtype: str, trust_remote_code
     """
     refuse_quantized(base)
     hushed_gptqmodel()  # PEFT imports it
-    merged = PeftModel.from_pretrained(
-        load_model(base, dtype="float32", trust_remote_code=trust_remote_code), str(adapter)
-    ).merge_and_unload()
+    model = load_model(base, dtype="float32", trust_remote_code=trust_remote_code)
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (RuntimeError, ValueError, KeyError) as error:  # shapes or modules that this base does not have
+        what = f"the adapter does not fit this base model: {str(error).strip().splitlines()[-1].strip()[:200]}"
+        raise TrainingError(what, where=str(adapter), fix="merge it into the model that it was trained on") from error
     merged.to(getattr(torch, dtype)).save_pretrained(out)
     copy_tokenizer(base, out)
 
