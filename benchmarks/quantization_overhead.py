@@ -32,7 +32,7 @@ model, out, rows = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_t
 config = QuantizeConfig(bits=4, group_size=64, desc_act=False, sym=True, damp_percent=0.05, device="cpu", offload_to_disk=False)
 loaded = GPTQModel.load(model, config, dtype="bfloat16")
 started = time.perf_counter()
-loaded.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows], batch_size=1)
+loaded.quantize([{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows], batch_size=2048 // max(map(len, rows)))
 seconds = time.perf_counter() - started
 loaded.save(out)
 status = Path("/proc/self/status").read_text().splitlines()

@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Work
 
 @pytest.fixture(scope="session")
 def quantized(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workplace:
-    """A workplace in which `workbench run desk.yaml` has trained, quantised in three ways, measured and selected; read it, or run it again."""
+    """A workplace in which `workbench run desk.yaml` has trained, quantised, measured and selected; read it, or run it again."""
     from importlib.util import find_spec
 
     from tests.support.workplace import NOBODY, QUANTIZE, RECIPE, TRAIN, furnish

@@ -181,7 +181,7 @@ def test_a_length_beyond_the_models_context(real: Workplace) -> None:
 def test_a_group_size_that_does_not_divide(real: Workplace) -> None:
     said = preview(real, "quantize=[{method: gptq, group_size: 48}]")
     assert said.code == 2
-    assert "group_size 48 does not divide the width 64" in said.err
+    assert "group_size 48 does not divide the input widths q_proj 64" in said.err
     assert "choose 32 or 64" in said.err
     for size in (32, 64, -1):
         assert preview(real, f"quantize=[{{method: gptq, group_size: {size}}}]").code == 0

@@ -14,7 +14,7 @@ import pytest
 from tests.support.hub import StandInHub
 from tests.support.workplace import GUARDS, NOBODY, RECIPE, TRAIN, Workplace, furnish, questions, stand_in_model
 from workbench import pipeline
-from workbench.errors import DataError, RecipeError, WorkbenchError
+from workbench.errors import DataError, WorkbenchError
 from workbench.plan import fetch_sources, plan
 from workbench.recipe import shape
 from workbench.recipe.emit import flow
@@ -214,13 +214,6 @@ def test_the_run_is_named_after_all_that_it_makes(desk: Workplace) -> None:
     assert run_id(desk, "name=other").startswith("other-")
 
 
-def test_quantize_is_refused_until_it_can_run(desk: Workplace) -> None:
-    with pytest.raises(RecipeError) as caught:
-        plan(desk.load("quantize=[{method: gptq}]"))
-    assert "does not run it yet" in str(caught.value)
-    assert "--set quantize" in str(caught.value)
-
-
 # Runs -------------------------------------------------------------------------------------------------------------------
 
 
@@ -306,7 +299,7 @@ def test_until(tmp_path: Path, tiny_model: Path, until: str, last: str) -> None:
     assert said.code == 0, said.err
     names = list(keys(place))
     assert [stage["name"] for stage in said.json["stages"]] == names[: names.index(last) + 1]
-    assert said.json["run"]["status"] == ("finished" if until == "evaluate" else f"stopped after {until}")
+    assert said.json["run"]["status"] == f"stopped after {until}"
     assert len(list((place.state / "store").iterdir())) == names.index(last) + 1
     if until == "model":
         assert place("show").code == 0
@@ -397,7 +390,7 @@ def test_a_lost_artifact_is_made_again_and_nothing_else(finished: Workplace) -> 
 
 
 # Every key of a recipe changes something ---------------------------------------------------------------------------------
-# (Those of train, launch and merge have their tests in tests/training.)
+# (Those of train, launch and merge have their tests in tests/training, those of quantize and select in tests/quantization.)
 
 
 @dataclass(frozen=True)
@@ -475,12 +468,6 @@ def graded(output: str, reference: str, *, guard: bool = False) -> Callable[...,
         return scorer(task, base=place.folder).score(output, [reference], {})
 
     return observe
-
-
-def refused_group_sizes(place: Workplace, *overrides: str) -> object:
-    from workbench.preview import preview
-
-    return [str(problem) for problem in preview(place.load("train={max_length: 64}", *overrides), place.state).problems]
 
 
 MODEL_HELD = "hf://org/held@main"
@@ -568,9 +555,6 @@ EFFECTS: dict[str, Effect] = {
     "task.max_new_tokens": Effect(answers, free("task.max_new_tokens=1"), free("task.max_new_tokens=3")),
     # a random model says the last token of its prompt again and again
     "task.stop": Effect(answers, free("task.stop=[]", "task.prompt={text}"), free('task.stop=["?"]', "task.prompt={text}")),
-    "quantize[gptq].group_size": Effect(
-        refused_group_sizes, ("quantize=[{method: gptq, group_size: 64}]",), ("quantize=[{method: gptq, group_size: 48}]",)
-    ),
     "evaluate.engine": Effect(accepted, ("evaluate.engine=transformers",), ("evaluate.engine=llama.cpp",)),
     "evaluate.split": Effect(answers, ("evaluate.split=test",), ("evaluate.split=validation",)),
     "evaluate.batch_tokens": Effect(forward_passes, ("evaluate.batch_tokens=4096",), ("evaluate.batch_tokens=1",)),
@@ -623,20 +607,17 @@ EFFECTS: dict[str, Effect] = {
     "tracking.experiment": Effect(recorded("journal", "experiment"), ("tracking.experiment=one",), ("tracking.experiment=two",)),
 }
 
-#: Checked but not acted on yet: `run` refuses `quantize` as a whole, so none of these is silently ignored.
-REFUSED = {
-    "quantize[gptq].method", "quantize[gptq].bits",
-    "quantize[bitsandbytes].method", "quantize[bitsandbytes].bits", "quantize[bitsandbytes].type", "quantize[bitsandbytes].double",
-}  # fmt: skip
-
 #: Needs a trained model: has a test of its own below.
 ELSEWHERE = {"tracking.register_model"}
 
+#: Sections whose keys have a table of their own, beside what they are about.
+THEIRS = ("train.", "launch.", "merge.", "quantize[", "select.")
+
 
 def test_no_key_is_forgotten() -> None:
-    mine = {key for key in map(str, shape.keys()) if not key.startswith(("train.", "launch.", "merge."))}
-    assert EFFECTS.keys() | REFUSED | ELSEWHERE == mine
-    assert not EFFECTS.keys() & (REFUSED | ELSEWHERE)
+    mine = {key for key in map(str, shape.keys()) if not key.startswith(THEIRS)}
+    assert EFFECTS.keys() | ELSEWHERE == mine
+    assert not EFFECTS.keys() & ELSEWHERE
 
 
 @pytest.fixture(scope="module")
@@ -669,7 +650,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> It
 def test_a_key_changes_the_result(everything: Workplace, key: str) -> None:
     effect = EFFECTS[key]
     written = effect.one[0].partition("=")[0], effect.other[0].partition("=")[0]
-    assert key.replace("[]", ".0").startswith(written[0]) or key.startswith("quantize["), "the first override sets the key"
+    assert key.replace("[]", ".0").startswith(written[0]), "the first override sets the key"
     assert written[0] == written[1]
     one = effect.observe(everything, *effect.one)
     try:
@@ -677,12 +658,6 @@ def test_a_key_changes_the_result(everything: Workplace, key: str) -> None:
     except WorkbenchError as error:
         other = error
     assert one != other
-
-
-@pytest.mark.parametrize("quantizer", ["{method: gptq, bits: 8}", "{method: bitsandbytes, bits: 4, type: fp4, double: true}"])
-def test_what_is_only_checked_is_refused_by_run(everything: Workplace, quantizer: str) -> None:
-    with pytest.raises(RecipeError, match="does not run it yet"):
-        pipeline.run(everything.load("train={}", f"quantize=[{quantizer}]"), everything.state)
 
 
 def test_register_model(finished: Workplace) -> None:

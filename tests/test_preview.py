@@ -150,13 +150,14 @@ def test_rows_beyond_the_context(place: Workplace) -> None:
 GPTQ = "\nquantize:\n  - {method: bitsandbytes}\n  - {method: gptq, group_size: SIZE}\n"
 
 
-@pytest.mark.parametrize(("size", "refused"), [(128, "width 64 of q_proj"), (96, "width 64 of q_proj"), (64, None), (32, None), (-1, None)])
+@pytest.mark.parametrize(("size", "refused"), [(128, "q_proj 64"), (96, "down_proj 128"), (64, None), (32, None), (-1, None)])
 def test_group_sizes(place: Workplace, size: int, refused: str | None) -> None:
     place.write("desk.yaml", RECIPE + TRAIN + GPTQ.replace("SIZE", str(size)))
     found = problems(look(place))
     assert len(found) == (refused is not None)
     if refused is not None:
-        assert f"group_size {size} does not divide the {refused}" in found[0] and "choose 32 or 64" in found[0]
+        assert f"group_size {size} does not divide the input widths q_proj 64" in found[0] and refused in found[0]
+        assert "choose 32 or 64" in found[0]
         assert found[0].startswith(f"{place.folder / 'desk.yaml'}:")
 
 
@@ -165,7 +166,7 @@ def test_a_width_that_no_usual_group_divides(place: Workplace) -> None:
     make_model(place.folder / "model", hidden=48)
     place.write("desk.yaml", RECIPE + TRAIN + GPTQ.replace("SIZE", "64"))
     (problem,) = problems(look(place))
-    assert "width 48 of q_proj" in problem and "choose -1" in problem
+    assert "q_proj 48" in problem and "choose -1" in problem
 
 
 def test_the_run_finds_what_the_preview_made(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +180,7 @@ def test_the_run_finds_what_the_preview_made(place: Workplace, monkeypatch: pyte
 
 # Estimates ----------------------------------------------------------------------------------------------------------
 
-SMOL = ModelFacts("LlamaForCausalLM", 30, 576, 1536, 9, 3, 64, 49152, 8192, True)
+SMOL = ModelFacts("LlamaForCausalLM", "llama", 30, 576, 1536, 9, 3, 64, 49152, 8192, True)
 MIB = 2**20
 
 

@@ -37,10 +37,6 @@ def _sources(loaded: Loaded) -> list[WorkbenchError]:
         calibration = getattr(section, "calibration", None)
         if calibration is not None and calibration.general is not None:
             texts["quantize", index, "calibration", "general"] = calibration.general
-    for index, section in enumerate(recipe.quantize):
-        calibration = getattr(section, "calibration", None)
-        if calibration is not None and calibration.general is not None:
-            texts["quantize", index, "calibration", "general"] = calibration.general
     problems = []
     for path, text in texts.items():
         try:

@@ -198,6 +198,25 @@ def gate(
 
 
 @app.command()
+def drift(
+    which: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help="a recipe that was run, or a run's id, folder or recipe name")],
+    overrides: Overrides = None,
+    canaries: Annotated[int | None, typer.Option(help="how many examples to ask again; default: drift.canaries")] = None,
+    repeats: Annotated[int | None, typer.Option(help="answers to each of them, two or more; default: drift.repeats")] = None,
+    alpha: Annotated[float | None, typer.Option(help="how often an unchanged model may be called changed; default: drift.alpha")] = None,
+    budget: Annotated[float | None, typer.Option(metavar="USD", help="most that this check may cost; default: drift.budget_usd")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Has the closed model changed underneath? Asks it a canary subset again. Exit code 0 same or other words, 3 drifted."""
+    from workbench import drift as drifting
+
+    changes = {"canaries": canaries, "repeats": repeats, "alpha": alpha, "budget_usd": budget}
+    check = drifting.drift(which, state(), overrides=overrides or [], changes=changes)
+    typer.echo(json.dumps(check.facts, ensure_ascii=False) if as_json else check.text())
+    sys.exit(check.found.exit_code)
+
+
+@app.command()
 def simulate(
     settings: Annotated[Path | None, typer.Argument(metavar="[SETTINGS]", help="YAML or JSON; default: the settings' defaults")] = None,
     overrides: Annotated[

@@ -192,6 +192,14 @@ def _closed(report: Mapping[str, Any], console: Console) -> None:
     if gate is not None:
         console.print(f"\n[bold]Gate[/bold] ({gate['subject']})")
         console.print(gate["text"], highlight=False, markup=False)
+    if report["drifted"] is not None:
+        console.print(_stale(report["drifted"], "the gate" if gate is not None else "the baseline"), highlight=False, markup=False)
+
+
+def _stale(mark: Mapping[str, Any], what: str) -> str:
+    why = {"score": "its score changed", "version": "another version answers"}[mark["verdict"]]
+    later = f"; checks since then: {', '.join(mark['later'])}" if mark["later"] else ""
+    return f"{what} is STALE since {mark['since'][:10]}: the closed model has drifted, {why} (check {mark['check']}){later}"
 
 
 def _guards(report: Mapping[str, Any]) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from workbench.baselines.client import read_key
-from workbench.baselines.prices import quote
+from workbench.baselines.prices import quote, tuned_quote
 from workbench.digest import digest
 from workbench.evaluation.metrics import scorer
 from workbench.progress import say
@@ -131,6 +131,7 @@ def _closed(loaded: Loaded, data: Stage, sources: Mapping[str, Materialised]) ->
         quote(section)
     found = [Closed(BASELINE, "baseline", baseline_stage(loaded, section, data, sources.get("baseline.transcript")))]
     if section.fine_tune is not None:
+        tuned_quote(section, section.fine_tune.model or section.model or "")
         found.append(Closed(MANAGED, "managed", managed_stage(loaded, section, data)))
     return tuple(found)
 

@@ -13,6 +13,7 @@ from workbench.evaluation.pareto import dominated
 from workbench.evaluation.statistics import mean_interval, paired_difference, recovery
 from workbench.stages import evidence
 from workbench.stages.quantize import calibrated_on
+from workbench.stages.stale import stale
 from workbench.store import Artifact, Store
 
 TASK = "task"
@@ -46,7 +47,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     run = json.loads((folder / "run.json").read_text())
     store = Store(folder.parent.parent)
-    artifacts = {stage["name"]: _artifact(store, stage) for stage in run["stages"]}
+    artifacts = {stage["name"]: stage_artifact(store, stage) for stage in run["stages"]}
     tables = {
         (candidate["name"], name): _answers(artifacts[f"evaluate:{candidate['name']}:{name}"])
         for candidate in (*run["candidates"], *run["closed"])
@@ -55,6 +56,8 @@ def read(folder: Path) -> dict[str, Any]:
     selection = dict(artifacts["select"].facts) if "select" in artifacts else None
     candidates = [_candidate(one, run["task"], artifacts, tables) for one in run["candidates"] if (one["name"], TASK) in tables]
     candidates += [_closed(one, run["task"], artifacts, tables) for one in run["closed"]]
+    asked = artifacts.get(f"evaluate:baseline:{TASK}")
+    drifted = None if asked is None else stale(store.state, asked.name)
     _rank(candidates, None if selection is None else selection["picked"])
     for row in candidates:
         if row["kind"] == "quantized":
@@ -64,7 +67,8 @@ def read(folder: Path) -> dict[str, Any]:
         "task": run["task"],
         "candidates": candidates,
         "selection": selection,
-        "gate": dict(artifacts["gate"].facts) if "gate" in artifacts else None,
+        "gate": {**artifacts["gate"].facts, "stale": drifted} if "gate" in artifacts else None,
+        "drifted": drifted,
         "managed": _managed(artifacts) if "tune:managed" in artifacts else None,
         "guards": [
             _guard(one, name, guard, tables)
@@ -82,7 +86,12 @@ def read(folder: Path) -> dict[str, Any]:
     }
 
 
-def _artifact(store: Store, stage: Mapping[str, Any]) -> Artifact:
+def stage_artifact(store: Store, stage: Mapping[str, Any]) -> Artifact:
+    """The artifact of a stage as run.json names it.
+
+    Raises:
+        WorkbenchError: it is missing from the store.
+    """
     found = store.find(stage["name"], stage["key"])
     if found is None:
         raise WorkbenchError(

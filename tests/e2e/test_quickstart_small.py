@@ -120,7 +120,7 @@ def test_the_verdict_is_simulated(folder: Path, report: dict[str, Any]) -> None:
 def test_gptq_on_the_real_model(folder: Path, report: dict[str, Any]) -> None:
     """The same run with GPTQ: only what is new is made."""
     overrides = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
-    done = workbench(folder, "run", str(RECIPE), "--json", *overrides, "--set", "quantize=[{method: gptq, bits: 4, group_size: 64}]")
+    done = workbench(folder, "run", str(RECIPE), "--json", *overrides, "--set", "quantize=[{method: gptq, bits: 4, group_size: 32}]")
     assert done.returncode in (0, 3, 4), done.stderr
     gptq = next(one for one in json.loads(done.stdout)["candidates"] if one["kind"] == "quantized")
     assert gptq["size_bytes"] < 120e6

@@ -40,7 +40,7 @@ def facts_of(folder: Path, config: object) -> ModelFacts:
 
 def test_the_model_of_the_quickstart(tmp_path: Path) -> None:
     facts = facts_of(tmp_path, GOOD)
-    assert facts == ModelFacts("LlamaForCausalLM", 30, 576, 1536, 9, 3, 64, 49152, 8192, True)
+    assert facts == ModelFacts("LlamaForCausalLM", "llama", 30, 576, 1536, 9, 3, 64, 49152, 8192, True)
     assert facts.parameters == pytest.approx(134_515_008, rel=0.001)
     assert facts.linear_shapes["k_proj"] == (192, 576) and facts.linear_shapes["down_proj"] == (576, 1536)
 

@@ -104,7 +104,9 @@ def test_overlap_is_counted_and_its_first_place_named() -> None:
     refuse_overlap(texts[:1], held_out, "desk.yaml:3:7")
     with pytest.raises(DataError) as caught:
         refuse_overlap(texts, held_out, "desk.yaml:3:7")
-    assert str(caught.value).startswith("desk.yaml:3:7: 2 calibration texts hold prompts of held-out examples (the first: rows.jsonl, row 3)")
+    assert str(caught.value).startswith(
+        "desk.yaml:3:7: 2 calibration texts hold prompts of held-out examples (the first: rows.jsonl, row 3)"
+    )
 
 
 def test_a_short_prompt_overlaps_only_as_a_whole_text() -> None:

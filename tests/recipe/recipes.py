@@ -39,7 +39,12 @@ FULL: dict[str, Any] = {
     "train": {"method": "lora", "rank": 4, "target_modules": ["q_proj"], "early_stopping": {"metric": "loss", "patience": 2}},
     "launch": {"num_processes": 1},
     "merge": {"check_prompts": 4},
-    "quantize": [{"method": "gptq", "bits": 4, "group_size": 64}, {"method": "bitsandbytes", "bits": 4, "type": "nf4", "double": True}],
+    "quantize": [
+        {"method": "gptq", "bits": 4, "group_size": 64, "calibration": {"rows": 64}},
+        {"method": "bitsandbytes", "bits": 4, "type": "nf4", "double": True},
+        {"method": "compressed_tensors", "scheme": "W4A16", "calibration": {"rows": 64}},
+    ],
+    "select": {"at_most": {"size_mb": 100}},
     "evaluate": {"guards": [{"name": "ood", "source": "ood.jsonl", "format": "chat", "columns": {"prompt": "q"}, "floor": 0.5}]},
     "hub": {"token_env": "HF_TOKEN"},
     "tracking": {"experiment": "e"},
@@ -121,16 +126,30 @@ def _agree(draw: st.DrawFn, recipe: dict[str, Any]) -> None:
     for number, guard in enumerate(guards):
         guard["name"] = f"guard-{number}"
     train = recipe.get("train")
-    if not train:
-        recipe.pop("quantize", None)
-    elif train.get("method") == "full":
+    if train and train.get("method") == "full":
         for key in ("rank", "alpha", "dropout", "target_modules", "modules_to_save", "layers", "dora", "rslora"):
             train.pop(key, None)
     if train and train.get("scheduler") == "constant":
         train.pop("warmup", None)
-    for quantizer in recipe.get("quantize", []):
-        if quantizer.get("group_size") == 0:
-            quantizer["group_size"] = -1
+    adapts = train is not None and train.get("method") != "full"
+    for number, quantizer in enumerate(recipe.get("quantize", [])):
+        _agree_quantizer(quantizer, number, adapts=adapts)
+
+
+def _agree_quantizer(quantizer: dict[str, Any], number: int, *, adapts: bool) -> None:
+    quantizer["name"] = f"variant-{number}"
+    if quantizer.get("group_size") == 0:
+        quantizer["group_size"] = -1
+    if quantizer.get("scheme", "W4A16") != "W4A16":
+        quantizer.pop("group_size", None)
+    if quantizer.get("bits") == 8 and quantizer["method"] == "bitsandbytes":
+        for key in ("type", "double", "compute_dtype", "keep_adapter"):
+            quantizer.pop(key, None)
+    if not adapts:
+        quantizer.pop("keep_adapter", None)
+    calibration = quantizer.get("calibration", {})
+    if not 0 < round(calibration.get("rows", 256) * calibration.get("general_share", 0.25)) < calibration.get("rows", 256):
+        calibration.pop("general", None)
 
 
 def _agree_tasks(draw: st.DrawFn, tasks: list[dict[str, Any]]) -> None:

@@ -156,7 +156,7 @@ REFUSED = {
     ),
     "wrong kind of quantizer": (
         "train: {}\nquantize: [{method: gptqq}]",
-        [("9:21", "one of `gptq` or `bitsandbytes`", "did you mean `gptq`?")],
+        [("9:21", "one of `gptq`, `bitsandbytes` or `compressed_tensors`", "did you mean `gptq`?")],
     ),
     "quantizer that is none": ("train: {}\nquantize: [4]", [("9:12", "`quantize.0` must be a section", "{method: gptq}")]),
     "missing in an element": (
@@ -166,7 +166,27 @@ REFUSED = {
     "misspelt and therefore missing": ("evaluate: {guards: [{name: g, source: s, fromat: chat}]}", [("8:42", "`fromat`", "`format`")]),
     "not the name of a variable": ("hub: {token_env: my secret}", [("8:18", "but is another text", "token_env: HF_TOKEN")]),
     "group size zero": ("train: {}\nquantize: [{method: gptq, group_size: 0}]", [("9:27", "`group_size` is 0", "-1")]),
-    "quantize without train": ("quantize: [{method: gptq}]", [("8:1", "`quantize` needs a `train` section", "`train: {}`")]),
+    "two variants of one name": (
+        "quantize: [{method: gptq}, {method: gptq}]",
+        [("8:1", "two candidates would be called `gptq-4bit-g64`", "a `name` of its own")],
+    ),
+    "an adapter to keep, and none trained": (
+        "quantize: [{method: bitsandbytes, keep_adapter: true}]",
+        [("8:1", "`keep_adapter` needs an adapter", "train: {method: qlora}")],
+    ),
+    "four-bit keys of eight bits": (
+        "quantize: [{method: bitsandbytes, bits: 8, double: true}]",
+        [("8:44", "`double` belongs to 4 bits", "remove it")],
+    ),
+    "a group of no columns": ("quantize: [{method: gptq, group_size: 0}]", [("8:27", "`group_size` is 0", "-1")]),
+    "groups of eight bits": (
+        "quantize: [{method: compressed_tensors, scheme: W8A8, group_size: 32}]",
+        [("8:55", "`group_size` belongs to W4A16", "remove it")],
+    ),
+    "a share that takes every row": (
+        "quantize: [{method: gptq, calibration: {general: a.txt, general_share: 1}}]",
+        [("8:57", "`general_share` 1 of 256 rows", "between 0 and 1")],
+    ),
     "adapter keys of a full fine-tune": (
         "train: {method: full, rank: 8, dora: true, layers: 2}",
         [("8:23", "`rank` configures an adapter", ""), ("8:32", "`dora`", ""), ("8:44", "`layers`", "method `lora`")],

@@ -29,6 +29,8 @@ def test_every_key_is_described(path: str) -> None:
 
 def test_every_section_of_the_full_recipe_is_every_section_of_the_schema() -> None:
     sections = {path.replace("[]", ".0") for path, shape in PLACES.items() if shape.sections}
+    for number, method in enumerate(("gptq", "bitsandbytes", "compressed_tensors")):
+        sections = {path.replace(f"[{method}]", f".{number}") for path in sections}
     for path in sections - {"evaluate.guards.0.task"}:  # the recipe's own task stands for it
         at: Any = FULL
         for step in path.split("."):

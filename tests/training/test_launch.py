@@ -96,13 +96,13 @@ def test_threads_reach_the_processes(small: Job, tmp_path: Path, monkeypatch: py
         tmp_path,
         """
         import json, os, pathlib, sys
-        pathlib.Path(sys.argv[1]).with_name("result.json").write_text(json.dumps(os.environ["OMP_NUM_THREADS"]))
+        pathlib.Path(sys.argv[1]).with_name("result.json").write_text(json.dumps({"threads": os.environ["OMP_NUM_THREADS"]}))
         """,
     )
     for threads in (1, 3):
         made = with_launch(small, threads=threads)
         follow(made, module, print)
-        assert json.loads(made.result.read_text()) == str(threads)
+        assert json.loads((made.workspace / "result.json").read_text()) == {"threads": str(threads)}
 
 
 def test_a_process_that_dies_without_a_word_is_quoted(small: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +135,7 @@ def test_what_a_process_recorded_is_raised(small: Job, tmp_path: Path, monkeypat
         follow(small, module, print)
     assert (caught.value.where, caught.value.fix) == ("train", "cool it")
     small.save()  # the next attempt
-    assert not small.error.exists()
+    assert not (small.workspace / "error.json").exists()
 
 
 def processes(workspace: Path) -> list[int]:

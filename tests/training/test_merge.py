@@ -182,5 +182,5 @@ def test_nothing_is_merged_into_a_quantised_base(tmp_path: Path, tiny: Path, ada
 
     base = tmp_path / "nf4"
     load_model(tiny, quantization_config=BitsAndBytesConfig(load_in_4bit=True)).save_pretrained(base)
-    with pytest.raises(TrainingError, match="quantised \\(bitsandbytes\\).*cannot be merged"):
+    with pytest.raises(TrainingError, match=r"quantised \(bitsandbytes\).*cannot be merged"):
         merge(base, adapter, tmp_path, dtype="bfloat16", trust_remote_code=False)

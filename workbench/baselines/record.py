@@ -84,6 +84,11 @@ def record(
         return recorder.result()
 
 
+def versions(answers: Sequence[Answer]) -> dict[tuple[str | None, str | None], int]:
+    """How many answers each (model, fingerprint) gave."""
+    return dict(Counter((one.model_answered, one.fingerprint) for one in answers if one.status == "answered"))
+
+
 def most_usd(requests: Sequence[Request], price: Quote, max_tokens: int) -> float:
     """What requests may cost at most, each answered once: US dollars."""
     return sum(price.cost(request.most_tokens, 0, max_tokens) for request in requests)
@@ -147,7 +152,7 @@ class _Recorder:
             dead=len(self.dead),
             spent_usd=self._ledger.spent,
             lost_usd=self._ledger.lost,
-            versions=dict(Counter((one.model_answered, one.fingerprint) for one in answers if one.status == "answered")),
+            versions=versions(answers),
             price=self._price.source,
         )
 

@@ -111,9 +111,9 @@ def load_candidate(directory: Path, *, dtype: str, trust_remote_code: bool) -> P
 
 def with_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The same model, its layers carrying an adapter that is not merged into them."""
+    hushed_gptqmodel()  # PEFT imports it
     from peft import PeftModel
 
-    hushed_gptqmodel()  # PEFT imports it
     carrying: PreTrainedModel = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
     return carrying
 

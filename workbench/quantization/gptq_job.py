@@ -13,6 +13,9 @@ from workbench.child import leave_error, leave_with_parent, write_json
 from workbench.errors import QuantizationError, WorkbenchError
 from workbench.recipe.schema import Gptq
 
+#: Most tokens, padding included, of calibration texts that go through a layer together; GPTQModel leaves padding out of the Hessians.
+BATCH_TOKENS = 2048
+
 
 def main() -> None:
     """Quantise, and leave `result.json`, or in `error.json` what the user can cure."""
@@ -39,6 +42,7 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     """
     import torch
     from gptqmodel import GPTQModel, QuantizeConfig
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format
 
     from workbench.models.load import device
     from workbench.models.machine import peak_memory
@@ -50,6 +54,7 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
         bits=section.bits,
         group_size=section.group_size,
         desc_act=section.desc_act,
+        act_group_aware=section.group_size > 0 and not section.desc_act,  # GPTQModel's default, which it refuses for whole rows
         sym=section.sym,
         damp_percent=section.damping,
         device=device(),
@@ -59,18 +64,21 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     model = GPTQModel.load(str(source), config, dtype=getattr(torch, job["dtype"]), trust_remote_code=trust)
     model.layer_callback = _Layers(workspace / "events.jsonl", model.model.config.get_text_config().num_hidden_layers)
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in job["calibration"]]
+    longest = max(map(len, job["calibration"]))
     started = time.perf_counter()
     try:
-        model.quantize(rows, batch_size=1, calibration_data_min_length=1)
+        model.quantize(rows, batch_size=max(1, BATCH_TOKENS // longest), calibration_data_min_length=1)
     except (RuntimeError, ValueError) as error:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise QuantizationError(
             f"GPTQModel gave up: {text}", where=str(source), fix="raise `damping`, or calibrate on more varied texts"
         ) from error
     seconds = time.perf_counter() - started
-    found = expectations(model.model.eval(), job["probes"])
     model.save(str(out))
     copy_tokenizer(source, out)
+    # In memory, too, every zero point now stands as in the file, less one; the kernels that want it whole would answer nonsense.
+    convert_gptq_v1_to_v2_format(model.model, config, qlinear_kernel=model.qlinear_kernel)
+    found = expectations(model.model.eval(), job["probes"])
     return {"quantize_seconds": seconds, "peak_memory_bytes": peak_memory(), "probes": found}
 
 
@@ -81,6 +89,8 @@ class _Layers:
         self.events, self.layers = events, layers
 
     def layer_complete(self, *, layer_idx: int, submodule_finalized: bool) -> None:
+        if submodule_finalized:  # told a second time, when the layer is packed
+            return
         with self.events.open("a") as file:
             file.write(json.dumps({"layer": layer_idx + 1, "layers": self.layers}) + "\n")
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 BASELINE, MANAGED = "baseline", "managed"
 #: Keys that decide how answers are got, and not what they are.
 CARRIAGE = {"budget_usd", "concurrency", "timeout_s", "attempts", "api_key_env", "url", "transcript", "fine_tune"}
-#: What a simulated answer is said to cost where the recipe names no price: SIMULATED, at the list price of gpt-4.1 in April 2025.
+#: What a simulated answer is said to cost where the recipe names no price, and where that is from.
 SIMULATED_PRICE = Price(input=2.0, cached_input=0.5, output=8.0)
+SIMULATED_PRICE_SOURCE = "SIMULATED at the list price of gpt-4.1 in April 2025"
 
 
 def baseline_stage(loaded: Loaded, section: Baseline, data: Stage, transcript: Materialised | None) -> Stage:
@@ -43,12 +44,17 @@ def baseline_stage(loaded: Loaded, section: Baseline, data: Stage, transcript: M
     def asked(work: Work) -> Baseline:
         return section
 
-    settings = {
-        "baseline": answering_section(section),
+    return _answering(loaded, BASELINE, asked, transcript, baseline_settings(loaded, section, transcript), data, ())
+
+
+def baseline_settings(loaded: Loaded, section: Baseline, transcript: Materialised | None) -> dict[str, Any]:
+    """Everything of the recipe that decides what the closed model answers, and how that is scored."""
+    return {
+        "baseline": section.model_dump(exclude=CARRIAGE),
         "own_url": section.url is not None,
         "transcript": transcript.digest if transcript is not None else None,
+        **_task_settings(loaded),
     }
-    return _answering(loaded, BASELINE, asked, transcript, settings, data, ())
 
 
 def managed_stage(loaded: Loaded, section: Baseline, data: Stage) -> Stage:
@@ -61,8 +67,9 @@ def managed_stage(loaded: Loaded, section: Baseline, data: Stage) -> Stage:
         folder = work.state / "managed" / digest([settings, work.inputs["data"].key])[:16]
         with track("managed fine-tune", 1.0) as advance:
             tuned = fine_tune(examples, section, folder, advance)
-        (work.staging / "job.json").write_text(json.dumps(asdict(tuned) | {"price": _price(tuned.price)}, indent=1), encoding="utf-8")
-        return {**asdict(tuned), "price": _price(tuned.price), "rows": len(examples)}
+        facts = {**asdict(tuned), "price": tuned.price.price.model_dump(), "price_source": tuned.price.source}
+        (work.staging / "job.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        return {**facts, "rows": len(examples)}
 
     assert section.fine_tune is not None
     settings = {
@@ -78,12 +85,8 @@ def managed_stage(loaded: Loaded, section: Baseline, data: Stage) -> Stage:
         changes = {"model": facts["model"], "price": Price(**facts["price"]), "fine_tune": None, "allow_floating": True}
         return section.model_copy(update=changes)
 
-    kept = {"baseline": section.model_dump(exclude=CARRIAGE | {"model", "price"})}
+    kept = {"baseline": section.model_dump(exclude=CARRIAGE | {"model", "price"}), **_task_settings(loaded)}
     return _answering(loaded, MANAGED, asked, None, kept, data, (tune,))
-
-
-def _price(quote: Any) -> dict[str, Any]:
-    return dict(quote.price.model_dump())
 
 
 def _answering(
@@ -99,7 +102,7 @@ def _answering(
 
     def make(work: Work) -> dict[str, Any]:
         from workbench.baselines.conversation import requests
-        from workbench.baselines.record import Recording
+        from workbench.baselines.record import Recording, versions
         from workbench.baselines.recorded import replay
         from workbench.evaluation import outcomes
 
@@ -107,7 +110,8 @@ def _answering(
         section = asked(work)
         questions = requests(examples, section)
         if transcript is not None:
-            found = Recording(replay(questions, section, transcript.path), 0, 0, 0.0, 0.0, {}, "as recorded")
+            answers = replay(questions, section, transcript.path)
+            found = Recording(answers, 0, 0, 0.0, 0.0, versions(answers), "as recorded")
         else:
             with reachable(section, examples, work.workspace) as there:
                 found = ask(questions, there, transcript_folder(section, examples, work.state), recipe.task, TASK)
@@ -127,15 +131,26 @@ def _answering(
             "provider": section.provider,
             "model": section.model,
             "versions": [{"model": model, "fingerprint": mark, "answers": n} for (model, mark), n in found.versions.items()],
-            "price": found.price,
+            "price": _price_source(section, work) or found.price,
             "cost_per_1k_usd": 1000 * sum(costs) / len(costs) if costs else None,
             "spent_usd": found.spent_usd,
             "latency_p50_s": latencies[len(latencies) // 2] if latencies else None,
             "simulated": True if any(simulated) else None if None in simulated else False,
         }
 
-    section = {**settings, "set": recipe.evaluate.split, "task": scoring_section(recipe.task, loaded.base)}
-    return Stage(f"evaluate:{name}:{TASK}", 1, section, make, (data, *inputs))
+    return Stage(f"evaluate:{name}:{TASK}", 1, settings, make, (data, *inputs))
+
+
+def _price_source(section: Baseline, work: Work) -> str | None:
+    """Where a price is from that is the recipe's only because a stage put it there."""
+    tuned = work.inputs.get(f"tune:{MANAGED}")
+    if tuned is not None:
+        return str(tuned.facts["price_source"])
+    return SIMULATED_PRICE_SOURCE if section.provider == "simulator" and section.price is None else None
+
+
+def _task_settings(loaded: Loaded) -> dict[str, Any]:
+    return {"set": loaded.recipe.evaluate.split, "task": scoring_section(loaded.recipe.task, loaded.base)}
 
 
 def ask(questions: Sequence[Request], section: Baseline, folder: Path, task: Task, what: str) -> Recording:
@@ -204,11 +219,6 @@ def scored(answers: Sequence[Answer], examples: Sequence[Example], loaded: Loade
     metric = scorer(loaded.recipe.task, base=loaded.base)
     by_id = {example.id: example for example in examples}
     return [_row(answer, by_id[answer.example_id], metric, loaded.recipe.evaluate.split, name) for answer in answers]
-
-
-def answering_section(section: Baseline) -> dict[str, Any]:
-    """The keys that decide what a closed model answers; those that decide how the answers are got are left out."""
-    return section.model_dump(exclude=CARRIAGE)
 
 
 def _references(section: Baseline, examples: Sequence[Example]) -> list[dict[str, Any]]:

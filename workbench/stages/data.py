@@ -81,7 +81,9 @@ def needed_splits(loaded: Loaded) -> tuple[Split, ...]:
     """Splits that must not be empty for this recipe to run."""
     recipe = loaded.recipe
     needed: list[Split] = ["train", "validation"] if recipe.train is not None or recipe.quantize else []
-    return (*needed, recipe.evaluate.split) if recipe.evaluate.split not in needed else tuple(needed)
+    if recipe.baseline is not None and recipe.baseline.fine_tune is not None:
+        needed.append("train")
+    return tuple(dict.fromkeys((*needed, recipe.evaluate.split)))
 
 
 def guard_task(guard: Guard, task: Task) -> Task:

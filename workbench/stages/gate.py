@@ -23,17 +23,34 @@ def outlook_stage(loaded: Loaded, rules: Gate, data: Stage) -> Stage:
     recipe = loaded.recipe
 
     def make(work: Work) -> dict[str, Any]:
+        from workbench.evaluation.gate.floors import QUANTILES, examples_to_bound
         from workbench.evaluation.gate.outlook import outlook
+        from workbench.evaluation.gate.pairing import slices
 
-        found = outlook(len(examples_of(work.inputs["data"].path, recipe.evaluate.split)), rules)
+        examples = examples_of(work.inputs["data"].path, recipe.evaluate.split)
+        # Every look is counted, and already the first is judged more strictly than at alpha.
+        found = outlook(len(examples), rules, look=1)
         if found.impossible:
             fix = f"raise data.limit.{recipe.evaluate.split} or the split's share to {found.least} examples, or raise gate.margin"
             raise RecipeError([WorkbenchError(found.text(), where=loaded.where("gate", "margin"), fix=fix)])
+        for name, rows in slices([one.metadata for one in examples], rules.slices).items():
+            part = outlook(len(rows), rules, look=1)
+            if part.impossible:
+                fix = f"have {found.least} {recipe.evaluate.split} rows with {name}, raise gate.margin, or do not require this slice"
+                raise RecipeError([WorkbenchError(f"slice {name}: {part.text()}", where=loaded.where("gate", "slices"), fix=fix)])
+        for name in quantiles:
+            least = examples_to_bound(QUANTILES[name], found.alpha)
+            if found.n < least:
+                what = f"{found.n} examples cannot show that {name} keeps its limit, however fast it is; it takes {least}"
+                fix = f"raise data.limit.{recipe.evaluate.split} or the split's share, or bound a lower quantile"
+                raise RecipeError([WorkbenchError(what, where=loaded.where("gate", "floors", name), fix=fix)])
         say(f"  {found.text()}")
         return asdict(found)
 
-    section = {"margin": rules.margin, "alpha": rules.alpha, "discordance": rules.discordance, "set": recipe.evaluate.split}
-    return Stage("outlook", 1, section, make, (data,), ("scipy",))
+    quantiles = [name for name, limit in rules.floors.model_dump().items() if limit is not None and name.startswith("latency")]
+    kept = rules.model_dump(exclude={"subject", "unscored", "floors"})
+    section = {"gate": kept, "quantiles": quantiles, "set": recipe.evaluate.split}
+    return Stage("outlook", 1, section, make, (data,), ("scipy", "numpy"))
 
 
 def gate_stage(
@@ -86,11 +103,13 @@ def judge(
     from workbench.evaluation import outcomes
     from workbench.evaluation.gate import looks
     from workbench.evaluation.gate.judge import gate
+    from workbench.evaluation.gate.pairing import pair
 
     def table(artifact: Artifact) -> Any:
         return outcomes.read(artifact.path / "outcomes.parquet")
 
     ours, theirs = table(own), table(baseline)
+    pair(ours, theirs, unscored=rules.unscored)  # what cannot be judged is no look
     look = looks.take(state, looks.test_digest(theirs), looks.subject_digest(ours), rules.alpha)
     verdict = gate(
         ours,

@@ -156,8 +156,13 @@ class Journal:
         )  # fmt: skip
 
     def alias(self, run: str, registered_name: str, alias: str, *, digest: str) -> None:
-        """Point an alias of the model registry to the version with this digest, which an earlier `model` registered."""
-        self._write("alias", run, registered_name=registered_name, alias=alias, digest=digest)
+        """Point an alias of the model registry to the version with this digest, which an earlier `model` registered.
+
+        Only once: a later report of the same does not take the alias back from what it was moved to meanwhile.
+        """
+        fields = {"registered_name": registered_name, "alias": alias, "digest": digest}
+        if not any(record.body["kind"] == "alias" and fields.items() <= record.body.items() for record in read(self.directory)):
+            self._write("alias", run, registered_name=registered_name, alias=alias, digest=digest)
 
     def end(self, run: str, status: Status = "FINISHED") -> None:
         """The run is over; a later `start` of it takes it up again."""

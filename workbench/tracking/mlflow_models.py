@@ -82,9 +82,15 @@ def _register(client: MlflowClient, model: LoggedModel, run_id: str, name: str, 
 
 
 def point(client: MlflowClient, body: dict[str, Any]) -> None:
-    """Let an alias name the version of a digest: `registered_name`, `alias` and `digest` of the journal's record."""
+    """Let an alias name the version of a digest: `registered_name`, `alias` and `digest` of the journal's record.
+
+    Raises:
+        ValueError: there is no such version, perhaps because MLflow refused it.
+    """
     name, digest = body["registered_name"], body["digest"]
-    version = next(iter(client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")))
+    version = next(iter(client.search_model_versions(f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'")), None)
+    if version is None:
+        raise ValueError(f"{name} has no version of {digest}, so `{body['alias']}` stays where it is")
     client.set_registered_model_alias(name, body["alias"], version.version)
 
 

@@ -201,7 +201,8 @@ class Replay:
         except Exception as error:
             if not _is_refusal(error):
                 raise
-            self.refused.append(f"{body['kind']} {body.get('path') or body.get('artifact_path') or body.get('name') or ''}: {_line(error)}")
+            what = next((body[key] for key in ("path", "artifact_path", "name", "alias") if body.get(key)), "")
+            self.refused.append(f"{body['kind']} {what}: {_line(error)}")
 
     def _send_end(self, run_id: str, body: dict[str, Any]) -> None:
         self._client.set_terminated(run_id, body["status"], end_time=body["time"])

@@ -60,9 +60,13 @@ _away: dict[str, _Away] = {}
 
 
 def sync_all(state: Path, *, uri: str | None = None, timeout_s: float = 600.0) -> SyncResult:
-    """`sync` every run in the state folder, oldest first, up to the first error; asks even a server that was just found away."""
+    """`sync` every run and every check for drift in the state folder, oldest first, up to the first error.
+
+    Asks even a server that was just found away.
+    """
     deadline = time.monotonic() + timeout_s
-    journals = sorted((state / "runs").glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+    found = (path for name in ("runs", "drift") for path in (state / name).glob(f"[!.]*/{FILE}"))
+    journals = sorted(found, key=lambda path: path.stat().st_mtime)
     results = []
     for index, path in enumerate(journals):
         results.append(sync(path.parent, uri=uri, timeout_s=max(1.0, deadline - time.monotonic()), force=True))

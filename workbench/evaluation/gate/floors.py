@@ -80,6 +80,11 @@ def judge(
     return tuple(found)
 
 
+def examples_to_bound(quantile: float, alpha: float) -> int:
+    """The least number of values for which `quantile_bounds` gives a finite upper bound: all at or below it has probability quantile^n."""
+    return math.ceil(math.log(alpha) / math.log(quantile))
+
+
 def quantile_bounds(values: Array, quantile: float, alpha: float) -> tuple[float, float]:
     """One-sided bounds of a quantile from order statistics, each with confidence 1 - alpha or more whatever the distribution.
 

@@ -83,26 +83,29 @@ class Pairs:
         )
 
     def slices(self, wanted: Sequence[str]) -> dict[str, Pairs]:
-        """The required slices, by `field=value`. A field by itself stands for all its values, and for the examples without it.
+        """The required slices, by `field=value`; raises what `slices` raises."""
+        return {name: self.take(rows) for name, rows in slices(self.metadata, wanted).items()}
 
-        Raises:
-            EvaluationError: no example has the field, or the value.
-        """
-        found: dict[str, Pairs] = {}
-        for text in wanted:
-            field, equals, value = text.partition("=")
-            values = [_text(row[field]) if field in row else MISSING for row in self.metadata]
-            if all(one == MISSING for one in values):
-                known = sorted({name for row in self.metadata for name in row})
-                fix = f"its fields are {', '.join(known)}" if known else "give every row its fields in the column `metadata`"
-                raise EvaluationError(f"no example has the field {field!r} in its metadata", where="slices", fix=fix)
-            if equals and value not in values:
-                raise EvaluationError(
-                    f"no example has {field}={value}", where="slices", fix=f"it is {' or '.join(sorted(set(values))[:8])}"
-                )
-            for one in [value] if equals else sorted(set(values)):
-                found[f"{field}={one}"] = self.take([row for row, other in enumerate(values) if other == one])
-        return found
+
+def slices(metadata: Sequence[Mapping[str, Any]], wanted: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each required slice, by `field=value`. A field by itself stands for all its values, and for the rows without it.
+
+    Raises:
+        EvaluationError: no row has the field, or the value.
+    """
+    found: dict[str, list[int]] = {}
+    for text in wanted:
+        field, equals, value = text.partition("=")
+        values = [_text(row[field]) if field in row else MISSING for row in metadata]
+        if all(one == MISSING for one in values):
+            known = sorted({name for row in metadata for name in row})
+            fix = f"its fields are {', '.join(known)}" if known else "give every row its fields in the column `metadata`"
+            raise EvaluationError(f"no example has the field {field!r} in its metadata", where="slices", fix=fix)
+        if equals and value not in values:
+            raise EvaluationError(f"no example has {field}={value}", where="slices", fix=f"it is {' or '.join(sorted(set(values))[:8])}")
+        for one in [value] if equals else sorted(set(values)):
+            found[f"{field}={one}"] = [row for row, other in enumerate(values) if other == one]
+    return found
 
 
 def choose(table: pa.Table, name: str | None, *, option: str, where: str) -> pa.Table:

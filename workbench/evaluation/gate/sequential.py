@@ -95,3 +95,11 @@ def examples_needed(difference: Array, margin: float, alpha: float) -> int | Non
 def impossible(n: int, margin: float, alpha: float) -> bool:
     """Whether not even n examples without any difference would be enough to pass."""
     return float(log_wealth(np.zeros(n), -margin)[-1]) < math.log(1 / alpha)
+
+
+def least_examples(margin: float, alpha: float) -> int:
+    """The least number of examples that could pass."""
+    n = 1
+    while impossible(n, margin, alpha):
+        n *= 2
+    return int(np.argmax(log_wealth(np.zeros(n), -margin) >= math.log(1 / alpha))) + 1

@@ -25,6 +25,7 @@ from workbench.recipe.schema.base import (
 )
 from workbench.recipe.schema.baseline import Baseline, FineTune, Price, Simulated
 from workbench.recipe.schema.data import SPLITS, Columns, Data, Format, HeldOut, Limits, Split, SplitShares
+from workbench.recipe.schema.drift import Drift
 from workbench.recipe.schema.evaluate import Evaluate, Guard
 from workbench.recipe.schema.gate import Floors, Gate
 from workbench.recipe.schema.model import Hub, Model
@@ -45,6 +46,7 @@ __all__ = [
     "Columns",
     "CompressedTensors",
     "Data",
+    "Drift",
     "EarlyStopping",
     "EnvName",
     "Evaluate",

@@ -12,7 +12,7 @@ from workbench.recipe.schema.base import Positive, Section
 class Drift(Section):
     """A canary subset of the examples that the baseline answered, asked again now and then."""
 
-    canaries: Positive = Field(default=100, description="how many examples, chosen by hash: always the same ones")
+    canaries: Positive = Field(default=200, description="how many examples, chosen by hash: always the same ones")
     repeats: Annotated[int, Field(ge=2)] = Field(
         default=3, description="answers to each of them; two or more, since only repeats show what the model's own noise is"
     )

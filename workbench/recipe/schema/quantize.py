@@ -33,7 +33,9 @@ class Gptq(Section):
     """GPTQ (Frantar et al. 2022, arXiv:2210.17323), in the checkpoint format of auto-gptq."""
 
     method: Literal["gptq"] = Field(description="gptq, bitsandbytes or compressed_tensors", examples=["gptq"])
-    name: Name | None = Field(default=None, description="what reports call this variant; default: such as gptq-4bit-g64")
+    name: Name | None = Field(
+        default=None, description="what reports call this variant; default: such as gptq-4bit-g64", examples=["small"]
+    )
     bits: Literal[2, 3, 4, 8] = Field(default=4, description="bits per weight")
     group_size: int = Field(default=64, ge=-1, description="must divide the input width of every linear layer; -1: one group per row")
     desc_act: bool = Field(default=False, description="quantise columns in the order of their activations: better, and slower to serve")
@@ -58,7 +60,7 @@ class Bitsandbytes(Section):
     """bitsandbytes LLM.int8(), NF4 or FP4 (Dettmers et al. 2022, arXiv:2208.07339, and 2023, arXiv:2305.14314)."""
 
     method: Literal["bitsandbytes"] = Field(description="gptq, bitsandbytes or compressed_tensors", examples=["bitsandbytes"])
-    name: Name | None = Field(default=None, description="what reports call this variant; default: such as nf4-double")
+    name: Name | None = Field(default=None, description="what reports call this variant; default: such as nf4-double", examples=["small"])
     bits: Literal[4, 8] = Field(default=4, description="bits per weight; 8 is LLM.int8()")
     type: Literal["nf4", "fp4"] = Field(default="nf4", description="4 bits: the sixteen values a weight can take")
     double: bool = Field(default=False, description="4 bits: quantise the scales as well, which saves 0.4 bits per weight")
@@ -87,7 +89,7 @@ class CompressedTensors(Section):
     """compressed-tensors through llm-compressor, the form that vLLM reads fastest; made in an environment of its own."""
 
     method: Literal["compressed_tensors"] = Field(description="gptq, bitsandbytes or compressed_tensors", examples=["compressed_tensors"])
-    name: Name | None = Field(default=None, description="what reports call this variant; default: such as w4a16-g64")
+    name: Name | None = Field(default=None, description="what reports call this variant; default: such as w4a16-g64", examples=["small"])
     scheme: Literal["W4A16", "W8A8", "FP8"] = Field(
         default="W4A16", description="bits of weights and activations; W4A16 and W8A8 are integers, FP8 needs a GPU that computes in it"
     )

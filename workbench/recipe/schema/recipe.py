@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from workbench.recipe.schema.base import Fault, Name, Section, agree
 from workbench.recipe.schema.baseline import Baseline
 from workbench.recipe.schema.data import Data
+from workbench.recipe.schema.drift import Drift
 from workbench.recipe.schema.evaluate import Evaluate
 from workbench.recipe.schema.gate import Gate
 from workbench.recipe.schema.model import Hub, Model
@@ -36,12 +37,13 @@ class Recipe(Section):
     select: Select = Field(default=Select(), description="which of the tuned model and its quantised copies goes on")
     baseline: Baseline | None = Field(default=None, description="the closed model that candidates are compared with")
     gate: Gate | None = Field(default=None, description="what it takes for the selected model to take over from the baseline")
+    drift: Drift = Field(default=Drift(), description="how the closed model is asked again, to see whether it changed underneath")
     evaluate: Evaluate = Field(default=Evaluate(), description="how every candidate answers the held-out rows")
     hub: Hub = Field(default=Hub(), description="how hf:// sources are reached")
     tracking: Tracking = Field(default=Tracking(), description="what MLflow records")
 
     @model_validator(mode="after")
-    def _sectionsagree(self) -> Recipe:
+    def _sections_agree(self) -> Recipe:
         agree(
             Fault("task", "format `table` needs `task.prompt`", 'add a template over the columns, such as prompt: "{question}"')
             if self.task.prompt is None and self.data.format == "table"
@@ -63,6 +65,8 @@ class Recipe(Section):
         if self.evaluate.split != "test":
             what = "the gate would judge on the validation rows, which chose the model: that passes worse models too often"
             faults.append(Fault("gate", what, "leave evaluate.split at test"))
+        if self.gate.subject == "routed":
+            faults.append(Fault("gate", "`subject: routed` needs a router, and this version makes none", "leave gate.subject at candidate"))
         return faults
 
     def _variants(self) -> list[Fault]:
