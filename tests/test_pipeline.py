@@ -390,7 +390,8 @@ def test_a_lost_artifact_is_made_again_and_nothing_else(finished: Workplace) -> 
 
 
 # Every key of a recipe changes something ---------------------------------------------------------------------------------
-# (Those of train, launch and merge have their tests in tests/training, those of quantize and select in tests/quantization.)
+# (Those of train, launch and merge have their tests in tests/training, those of quantize and select in tests/quantization, those of
+# baseline and gate in tests/test_gate_keys.py.)
 
 
 @dataclass(frozen=True)
@@ -611,7 +612,7 @@ EFFECTS: dict[str, Effect] = {
 ELSEWHERE = {"tracking.register_model"}
 
 #: Sections whose keys have a table of their own, beside what they are about.
-THEIRS = ("train.", "launch.", "merge.", "quantize[", "select.")
+THEIRS = ("train.", "launch.", "merge.", "quantize[", "select.", "baseline.", "gate.")
 
 
 def test_no_key_is_forgotten() -> None:

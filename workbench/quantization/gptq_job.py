@@ -34,8 +34,8 @@ def quantize(job: dict[str, Any], workspace: Path) -> dict[str, Any]:
     """Run one job of `gptq.GptqMethod`.
 
     Returns:
-        The seconds inside GPTQModel's `quantize`, the peak memory of this process, and what the quantised model expected in the
-        probes before it was saved.
+        The seconds inside GPTQModel's `quantize`, the peak memory of this process, and what the quantised model expects in the
+        probes, as it is in memory, not loaded again.
 
     Raises:
         QuantizationError: a layer's weights, or what flows through it, are no numbers.
