@@ -177,7 +177,10 @@ BAD: dict[str, tuple[Spoil, str]] = {
         both(lambda place: place.write("a.yaml", "a: [") and None, add(TRAIN.replace("threads: 1", "threads: 1, config_file: a.yaml"))),
         r"a\.yaml is no accelerate config",
     ),
-    "quantize": (both(add(TRAIN), add("quantize: [{method: gptq}]\n")), r"desk\.yaml:\d+:\d+: this version checks `quantize`"),
+    "quantize": (
+        both(add(TRAIN), add("quantize: [{method: bitsandbytes, bits: 8}, {method: bitsandbytes, bits: 8}]\n")),
+        r"desk\.yaml:\d+:\d+: two candidates would be called `int8`",
+    ),
     "a guard named task": (
         add("evaluate: {guards: [{name: task, source: near.jsonl, format: chat}]}\n"), r"a guard is named `task`"
     ),
@@ -212,7 +215,7 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "no such recipe": (["check", "dask.yaml"], "error: dask.yaml: no such file\n  fix: did you mean `desk.yaml`?\n"),
     "no such stage": (
         ["run", "desk.yaml", "--until", "nonsense"],
-        "error: --until: there is no stage 'nonsense'\n  fix: choose among model, data, train, merge, evaluate\n",
+        "error: --until: there is no stage 'nonsense'\n  fix: choose among model, data, outlook, calibration, train, merge, quantize, ",
     ),
     "unknown key on the command line": (["run", "desk.yaml", "--set", "train.rnak=2"], "error: --set train.rnak=2: "),
     "wrong type on the command line": (["run", "desk.yaml", "--set", "data.limit.test=many"], "error: --set data.limit.test=many: "),

@@ -70,12 +70,11 @@ def section(*parts: dict[str, Any]) -> str:
     return f"baseline={json.dumps(merged)}"
 
 
-def answered(place: Workplace, server: Server, keys: dict[str, Any], stage: str = "evaluate:baseline:task") -> Artifact:
+def answered(place: Workplace, server: Server, keys: dict[str, Any]) -> list[dict[str, Any]]:
     """The closed model's answers; nothing of earlier answers is there."""
     with tempfile.TemporaryDirectory() as state:
-        artifact = made(place, stage, section(ASKED, {"url": server.url}, keys), "gate=null", state=Path(state))
-        place.write("kept.parquet", (artifact.path / "outcomes.parquet").read_bytes())
-        return artifact
+        asked = section(ASKED, {"url": server.url}, keys)
+        return rows(made(place, "evaluate:baseline:task", asked, "gate=null", state=Path(state)))
 
 
 def sent(place: Workplace, keys: dict[str, Any]) -> object:
@@ -87,11 +86,8 @@ def sent(place: Workplace, keys: dict[str, Any]) -> object:
 
 
 def cost(place: Workplace, keys: dict[str, Any]) -> object:
-    from workbench.evaluation import outcomes
-
     with serve(Server()) as server:
-        answered(place, server, keys)
-    return outcomes.read(place.folder / "kept.parquet")["cost_usd"].to_pylist()
+        return [row["cost_usd"] for row in answered(place, server, keys)]
 
 
 def most_in_flight(place: Workplace, keys: dict[str, Any]) -> object:
@@ -169,14 +165,17 @@ def tuned_cost(place: Workplace, keys: dict[str, Any]) -> object:
 
 
 def verdict(place: Workplace, keys: dict[str, Any]) -> object:
-    """All that the gate says about the same two tables; their making is shared."""
+    """All that the gate finds out about the same two tables, whose making is shared; without what only repeats the recipe."""
     recorded = section({"provider": "transcript", "transcript": "recorded.jsonl"})
-    return dict(made(place, "gate", recorded, f"gate={json.dumps({'margin': 0.3, **keys})}").facts)
+    facts = dict(made(place, "gate", recorded, f"gate={json.dumps({'margin': 0.3, **keys})}").facts)
+    facts["floors"] = [one["verdict"] for one in facts["floors"]]
+    return {key: value for key, value in facts.items() if key not in ("margin", "alpha", "unscored", "text")}
 
 
 def outlook(place: Workplace, keys: dict[str, Any]) -> object:
     recorded = section({"provider": "transcript", "transcript": "recorded.jsonl"})
-    return dict(made(place, "outlook", recorded, f"gate={json.dumps({'margin': 0.3, **keys})}").facts)
+    facts = made(place, "outlook", recorded, f"gate={json.dumps({'margin': 0.3, **keys})}").facts
+    return {key: value for key, value in facts.items() if key != "discordance"}
 
 
 def tune(key: str, one: Any, other: Any, observe: Observe = job) -> Effect:

@@ -66,10 +66,10 @@ def test_it_is_a_candidate_with_a_verdict_and_a_cost(desk: Workplace, monkeypatc
     assert report["gate"]["subject"] == "base", "the exit code is that of a model of one's own"
     assert again.json["managed"] == managed
 
-    text = desk("show").out
+    text = " ".join(desk("show").out.split())
     assert f"managed fine-tune: SIMULATED {managed['model']}, {managed['trained_tokens']} trained tokens, $" in text
-    assert "Its weights, its version and the training rows are with the provider" in " ".join(text.split())
-    assert "managed fine-tune at the gate: SIMULATED PASS: managed is as good as baseline" in " ".join(text.split())
+    assert "Its weights, its version and the training rows are with the provider" in text
+    assert "managed fine-tune at the gate: SIMULATED PASS: managed is as good as baseline" in text
     kept = b"".join(path.read_bytes() for path in desk.state.rglob("*") if path.is_file())
     assert b"closed-key-0123456789abcdef" not in kept
     exported = [path.read_text().splitlines() for path in desk.state.glob("managed/*/training.jsonl")]
@@ -105,7 +105,7 @@ def test_what_it_needs_is_said_first(desk: Workplace) -> None:
     assert said.code == 2
     assert "the split 'train' is empty" in said.err
     assert not (desk.state / "transcripts").exists()
-    said = desk("run", "desk.yaml", *asked(url, "").copy(), *sets("baseline.fine_tune.model=gpt-4.1-mini"))
+    said = desk("run", "desk.yaml", *asked(url), *sets("baseline.fine_tune.model=gpt-4.1-mini"))
     assert said.code == 2
     assert "`gpt-4.1-mini` is not a pinned version" in said.err
 

@@ -55,7 +55,7 @@ def refused(place: Workplace, *overrides: str, code: int = 2, verb: str = "run")
 
 def made(said: Said) -> set[str]:
     """The stages that were not there already."""
-    return {name for name in re.findall(r"^(\S+): started$", said.err, re.MULTILINE)}
+    return set(re.findall(r"^(\S+): started$", said.err, re.MULTILINE))
 
 
 # What it says ------------------------------------------------------------------------------------------------------------
@@ -124,6 +124,7 @@ def test_a_second_run_asks_nothing(place: Workplace) -> None:
         ("gate.discordance=0.2", {"outlook"}),
         ("gate.floors.score=0.01", {"gate"}),
         ("baseline.system=Be brief.", {"evaluate:baseline:task", "gate"}),
+        ("baseline.parameters={top_p: 0.5}", {"evaluate:baseline:task", "gate"}),
         ("baseline.model=simulated-2", {"evaluate:baseline:task", "gate"}),
         ("baseline.concurrency=2", set()),
         ("baseline.budget_usd=4", set()),
@@ -354,6 +355,9 @@ def test_what_a_gate_cannot_be_asked(place: Workplace) -> None:
     text = refused(place, "baseline=null", verb="check")
     assert re.search(r"desk\.yaml:\d+:\d+: `gate` needs a `baseline`", text), text
     assert "needs a router" in refused(place, "gate.subject=routed", verb="check")
+    text = refused(place, "baseline.parameters=0", verb="check")
+    assert "`baseline.parameters` must be a section of keys and values, but is the number 0" in text
+    assert "reasoning_effort" in text
 
 
 # What reaches the verdict ------------------------------------------------------------------------------------------------

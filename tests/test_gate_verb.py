@@ -82,17 +82,19 @@ def test_too_few_examples_still_get_an_answer(folder: Path) -> None:
 def test_looks_are_counted_on_request(folder: Path, tmp_path: Path) -> None:
     for name in ("gpt.csv", "tuned.csv", "hazy.csv"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
-    looks = [Workplace(tmp_path)(*arguments(name, "--count-look", "--json")).json["look"] for name in ("tuned.csv", "hazy.csv", "tuned.csv")]
+    looks = [
+        Workplace(tmp_path)(*arguments(name, "--count-look", "--json")).json["look"] for name in ("tuned.csv", "hazy.csv", "tuned.csv")
+    ]
     assert looks == [1, 2, 1]
 
 
 REFUSALS = {
     "a missing file": (["gone.csv"], r"gone.csv: no such file"),
     "other examples": (
-        ["shifted.csv"], "the tables are not about the same examples: 2 only the candidate has (e300, e301) and 2 only the baseline has "
-        "(e0, e1); 298 are in both"
+        ["shifted.csv"],
+        "the tables are not about the same examples: 2 only the candidate has (e300, e301) and 2 only the baseline has (e0, e1); 298 are",
     ),
-    "an id twice": (["twice.csv"], "twice.csv: 1 rows repeat the key (candidate, example_id, repeat) of an earlier one: ('twice', 'e0', 0)"),
+    "an id twice": (["twice.csv"], "1 rows repeat the key (candidate, example_id, repeat) of an earlier one: ('twice', 'e0', 0)"),
     "NaN in CSV": (["nan.csv"], "nan.csv, row 2, column score: nan is not finite"),
     "NaN in Parquet": (["nan.parquet", "--unscored", "refuse"], "1 of the candidate's rows and 0 of the baseline's have no score"),
     "no such slice": (["tuned.csv", "--slice", "topic"], "no example has the field 'topic' in its metadata"),

@@ -42,17 +42,18 @@ def pins(name: str) -> dict[str, set[str]]:
     return found
 
 
-TORCH, TRAIN, TEST = pins("torch.txt"), pins("train.txt"), pins("test.txt")
+TORCH, TRAIN, QUANTIZE, TEST = (pins(f"{name}.txt") for name in ("torch", "train", "quantize", "test"))
 
 
 @pytest.mark.parametrize(
     ("wanted", "locked"),
     [
         (PROJECT["dependencies"], TRAIN | TORCH),
-        (EXTRAS["train"], TRAIN | TORCH),
-        (EXTRAS["test"], TRAIN | TEST),
+        *((EXTRAS[extra], TRAIN | TORCH) for extra in ("train", "baselines", "simulate")),
+        (EXTRAS["quantize"], TRAIN | QUANTIZE | TORCH),
+        *((EXTRAS[extra], TRAIN | QUANTIZE | TEST | TORCH) for extra in ("test", "compressed", "anthropic", "google")),
     ],
-    ids=["core", "train", "test"],
+    ids=["core", "train", "baselines", "simulate", "quantize", "test", "compressed", "anthropic", "google"],
 )
 def test_the_lock_gives_what_pyproject_asks_for(wanted: list[str], locked: dict[str, set[str]]) -> None:
     for requirement in map(Requirement, wanted):
@@ -63,14 +64,14 @@ def test_the_lock_gives_what_pyproject_asks_for(wanted: list[str], locked: dict[
 def test_the_lock_keeps_the_pins_chosen_by_hand() -> None:
     chosen = pins("pins.txt")
     assert chosen
-    assert {name: TRAIN[name] for name in chosen} == chosen
+    assert {name: (TRAIN | QUANTIZE)[name] for name in chosen} == chosen
 
 
 def test_test_txt_adds_to_train_txt() -> None:
-    assert not TRAIN.keys() & TEST.keys()
+    assert not TRAIN.keys() & TEST.keys() and not QUANTIZE.keys() & (TRAIN | TEST).keys()
 
 
-@pytest.mark.parametrize("name", ["train.txt", "test.txt"])
+@pytest.mark.parametrize("name", ["train.txt", "quantize.txt", "test.txt"])
 def test_every_pin_is_hashed_and_no_index_is_named(name: str) -> None:
     text = (ROOT / "requirements" / name).read_text()
     blocks = re.split(r"\n(?=\S)", text.strip())[1:]
@@ -80,7 +81,7 @@ def test_every_pin_is_hashed_and_no_index_is_named(name: str) -> None:
 
 def test_torch_and_what_its_build_brings_along_are_not_in_the_lock() -> None:
     assert list(TORCH) == ["torch"]
-    assert not [name for name in TRAIN | TEST if re.match(r"(torch|triton|nvidia-.*|cuda-.*)$", name)]
+    assert not [name for name in TRAIN | QUANTIZE | TEST if re.match(r"(torch|triton|nvidia-.*|cuda-.*)$", name)]
 
 
 def test_conda_gets_the_same_packages() -> None:
@@ -91,7 +92,7 @@ def test_conda_gets_the_same_packages() -> None:
         (version,) = requirement.specifier
         assert version.operator == "=="
         found.setdefault(canonicalize_name(requirement.name), set()).add(version.version)
-    assert found == TORCH | TRAIN | TEST
+    assert found == TORCH | TRAIN | QUANTIZE | TEST
     assert "pip" in environment["dependencies"]
 
 
@@ -125,7 +126,8 @@ def test_quickstart_installs_no_test_tools() -> None:
     planned = make("--dry-run", "--always-make", "quickstart").stdout
     assert "--require-hashes --requirement requirements/train.txt" in planned
     assert "requirements/test.txt" not in planned
-    assert planned.splitlines()[-1].endswith("workbench run recipes/quickstart.yaml")
+    assert "--no-build-isolation --require-hashes --requirement requirements/quantize.txt" in planned
+    assert planned.splitlines()[-1].endswith("workbench run recipes/quickstart.yaml || [ $? -eq 3 ] || [ $? -eq 4 ]")
 
 
 def test_the_wheel_is_complete(tmp_path: Path) -> None:
@@ -141,7 +143,9 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = [archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt")]
-    expected = {path.relative_to(source).as_posix() for path in source.glob("workbench/**/*") if path.suffix in (".py", ".yaml", ".typed")}
+    expected = {
+        path.relative_to(source).as_posix() for path in source.glob("workbench/**/*") if path.suffix in (".py", ".yaml", ".json", ".typed")
+    }
     assert names == expected
     assert "workbench/py.typed" in names
     assert [name for name in names if name.startswith("workbench/recipe/templates/")]

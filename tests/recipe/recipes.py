@@ -45,6 +45,16 @@ FULL: dict[str, Any] = {
         {"method": "compressed_tensors", "scheme": "W4A16", "calibration": {"rows": 64}},
     ],
     "select": {"at_most": {"size_mb": 100}},
+    "baseline": {
+        "provider": "openai",
+        "model": "gpt-4.1-2025-04-14",
+        "price": {"input": 2.0, "output": 8.0},
+        "simulator": {"accuracy": 0.9},
+        "parameters": {"top_p": 1},
+        "fine_tune": {"epochs": 2},
+    },
+    "gate": {"margin": 0.03, "floors": {"score": 0.5}},
+    "drift": {"canaries": 50},
     "evaluate": {"guards": [{"name": "ood", "source": "ood.jsonl", "format": "chat", "columns": {"prompt": "q"}, "floor": 0.5}]},
     "hub": {"token_env": "HF_TOKEN"},
     "tracking": {"experiment": "e"},
@@ -107,6 +117,8 @@ def _scalars(shape: Shape) -> st.SearchStrategy[Any]:
     bounds = dict(shape.bounds)
     if shape.scalar is bool:
         return st.booleans()
+    if shape.scalar is dict:
+        return st.just({})
     if shape.scalar is int:
         return st.integers(int(bounds.get("gt", bounds.get("ge", -1) - 1)) + 1, int(bounds.get("lt", 10**12)) - 1)
     if shape.scalar is float:
@@ -132,8 +144,32 @@ def _agree(draw: st.DrawFn, recipe: dict[str, Any]) -> None:
     if train and train.get("scheduler") == "constant":
         train.pop("warmup", None)
     adapts = train is not None and train.get("method") != "full"
+    _agree_gate(recipe)
     for number, quantizer in enumerate(recipe.get("quantize", [])):
         _agree_quantizer(quantizer, number, adapts=adapts)
+
+
+def _agree_gate(recipe: dict[str, Any]) -> None:
+    baseline = recipe.get("baseline")
+    if baseline:
+        baseline["allow_floating"] = True
+        baseline.pop("parameters", None)  # of any keys but those that are decided elsewhere
+        if baseline["provider"] == "transcript":
+            baseline["transcript"] = baseline.get("transcript") or "answers.jsonl"
+            baseline.pop("url", None)
+        else:
+            baseline.pop("transcript", None)
+            baseline["model"] = baseline.get("model") or "gpt-4.1-2025-04-14"
+        if baseline["provider"] == "anthropic":
+            baseline.pop("logprobs", None)
+        if baseline["provider"] != "openai":
+            baseline.pop("fine_tune", None)
+        for priced in (baseline, baseline.get("fine_tune") or {}):
+            price = priced.get("price")
+            if price and (price.get("cached_input") or 0) > price["input"]:
+                price.pop("cached_input")
+    if not baseline or recipe.get("evaluate", {}).get("split", "test") != "test":
+        recipe.pop("gate", None)
 
 
 def _agree_quantizer(quantizer: dict[str, Any], number: int, *, adapts: bool) -> None:

@@ -32,7 +32,7 @@ def anchored(loaded: Loaded) -> Recipe:
 
 
 def _anchored(value: Any, wanted: shape.Shape, base: Path) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and wanted.sections:  # other keys than a section's are somebody else's
         children = wanted.keys()
         return {key: _anchored(item, children[key], base) for key, item in value.items()}
     if isinstance(value, list) and wanted.item is not None:
@@ -51,7 +51,7 @@ def _lines(value: Any, path: shape.Path) -> Iterator[tuple[str, shape.Path | Non
     pairs = value.items() if isinstance(value, dict) else enumerate(value)
     for step, item in pairs:
         inner = (*path, step)
-        head = f"{step}:" if isinstance(step, str) else "-"
+        head = f"{scalar(step)}:" if isinstance(step, str) else "-"
         if not item or not isinstance(item, (dict, list)):
             yield f"{head} {'[]' if isinstance(item, list) else scalar(item)}", inner
         elif isinstance(step, str):

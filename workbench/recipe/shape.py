@@ -28,7 +28,7 @@ class Shape:
         tag: the deciding key of several sections.
         item: shape of the elements, where a list is wanted.
         choices: the allowed values, where only these are.
-        scalar: str, int, float or bool, where any value of that type is wanted.
+        scalar: str, int, float or bool, where any value of that type is wanted; dict, where keys and values of somebody else's are.
         optional: whether null is allowed.
         bounds: ("gt" | "ge" | "lt" | "le", number) pairs on a number.
         least: fewest characters of a text or elements of a list.
@@ -106,6 +106,8 @@ def _read(parts: dict[str, Any], annotation: Any) -> None:
         parts["optional"] = True
     elif origin is list:
         parts["item"] = _shape(arguments[0], ())
+    elif origin is dict:
+        parts["scalar"] = dict
     elif origin is Literal:
         parts["choices"] = arguments
     elif issubclass(annotation, Section):

@@ -30,6 +30,7 @@ _SCALARS: dict[type | None, tuple[str, Any]] = {
     int: ("a whole number", 8),
     float: ("a number", 0.1),
     bool: ("true or false", True),
+    dict: ("a section of keys and values", {}),
 }
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 _COMPARE = {"gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le}
@@ -114,7 +115,7 @@ def given(node: Node) -> str:
 def example(shape: Shape) -> Any:
     """A value that may stand here: the default, else the schema's example, else any of the type."""
     field = shape.field
-    if field is not None and not field.is_required() and field.default not in (None, []) and not isinstance(field.default, Section):
+    if field is not None and not field.is_required() and field.default not in (None, [], {}) and not isinstance(field.default, Section):
         return field.default
     if field is not None and field.examples:
         return field.examples[0]

@@ -98,12 +98,16 @@ class Baseline(Section):
         default=None, description="a pinned version; with a transcript: the model its answers must be from", examples=["gpt-4.1-2025-04-14"]
     )
     url: str | None = Field(
-        default=None, pattern=r"^https?://[^\s@?#]+$", description="base URL, such as http://localhost:8000/v1; default: the provider's own"
+        default=None,
+        pattern=r"^https?://[^\s@?#]+$",
+        description="base URL of a compatible endpoint; default: the provider's own",
+        examples=["http://localhost:8000/v1"],
     )
     api_key_env: EnvName | None = Field(
         default=None,
         description="environment variable that holds the key; default: OPENAI_API_KEY, ANTHROPIC_API_KEY or GEMINI_API_KEY, and none where "
         "`url` names another endpoint",
+        examples=["OPENAI_API_KEY"],
     )
     transcript: PathText | None = Field(default=None, description="transcript: JSON lines with recorded answers")
     allow_floating: bool = Field(

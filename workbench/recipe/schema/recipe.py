@@ -35,8 +35,14 @@ class Recipe(Section):
         default=[], description="quantised copies of the tuned model (of the base, without `train`), each one measured"
     )
     select: Select = Field(default=Select(), description="which of the tuned model and its quantised copies goes on")
-    baseline: Baseline | None = Field(default=None, description="the closed model that candidates are compared with")
-    gate: Gate | None = Field(default=None, description="what it takes for the selected model to take over from the baseline")
+    baseline: Baseline | None = Field(
+        default=None,
+        description="the closed model that candidates are compared with",
+        examples=[{"provider": "openai", "model": "gpt-4.1-2025-04-14"}],
+    )
+    gate: Gate | None = Field(
+        default=None, description="what it takes for the selected model to take over from the baseline", examples=[{"margin": 0.03}]
+    )
     drift: Drift = Field(default=Drift(), description="how the closed model is asked again, to see whether it changed underneath")
     evaluate: Evaluate = Field(default=Evaluate(), description="how every candidate answers the held-out rows")
     hub: Hub = Field(default=Hub(), description="how hf:// sources are reached")
