@@ -57,6 +57,8 @@ TORCH, TRAIN, QUANTIZE, TEST = (pins(f"{name}.txt") for name in ("torch", "train
 )
 def test_the_lock_gives_what_pyproject_asks_for(wanted: list[str], locked: dict[str, set[str]]) -> None:
     for requirement in map(Requirement, wanted):
+        if requirement.name == "workbench":  # an extra that includes another one
+            continue
         versions = locked[canonicalize_name(requirement.name)]
         assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: {versions}; run `make lock`"
 
