@@ -50,7 +50,6 @@ FULL: dict[str, Any] = {
         "model": "gpt-4.1-2025-04-14",
         "price": {"input": 2.0, "output": 8.0},
         "simulator": {"accuracy": 0.9},
-        "parameters": {"top_p": 1},
         "fine_tune": {"epochs": 2, "price": {"input": 1.0, "output": 2.0}},
     },
     "gate": {"margin": 0.03, "floors": {"score": 0.5}},

@@ -13,7 +13,7 @@ from typing import Any
 
 from workbench.recipe.document import EMPTY, Node, resolve, shown
 from workbench.recipe.emit import flow, quoted, scalar
-from workbench.recipe.schema import ENV_NAME, NAME, Section
+from workbench.recipe.schema import ENV_NAME, NAME, SUFFIX, URL, Section
 from workbench.recipe.secrets import redact
 from workbench.recipe.shape import RECIPE, Path, Shape, dotted, keys
 from workbench.recipe.suggest import did_you_mean, either, near, sections_with
@@ -23,6 +23,8 @@ Words = tuple[str, str]  # what, fix
 #: What a pattern of the schema asks for.
 PATTERNS = {
     NAME: "at most 64 lower-case letters, digits, `.`, `_` and `-`, beginning with a letter or digit",
+    URL: "an address such as http://localhost:8000/v1, without a name, a query or a fragment",
+    SUFFIX: "at most 40 letters, digits, `_` and `-`",
     ENV_NAME: "the name of an environment variable (upper-case letters, digits and `_`)",
 }
 _SCALARS: dict[type | None, tuple[str, Any]] = {

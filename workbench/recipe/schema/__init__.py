@@ -10,6 +10,8 @@ from __future__ import annotations
 from workbench.recipe.schema.base import (
     ENV_NAME,
     NAME,
+    SUFFIX,
+    URL,
     EnvName,
     Fault,
     Fraction,
@@ -39,6 +41,8 @@ __all__ = [
     "ENV_NAME",
     "NAME",
     "SPLITS",
+    "SUFFIX",
+    "URL",
     "Baseline",
     "Bitsandbytes",
     "Bounds",

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 #: The *name* of an environment variable. Values never enter a recipe, a log or an artifact.
 ENV_NAME = r"^[A-Z_][A-Z0-9_]*$"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+URL = r"^https?://[^\s@?#]+$"
+#: Part of the id of a model that a provider tunes.
+SUFFIX = r"^[A-Za-z0-9_-]{1,40}$"
 
 
 class LocalPath:
@@ -22,6 +25,8 @@ class LocalFunction:
 
 EnvName = Annotated[str, StringConstraints(pattern=ENV_NAME)]
 Name = Annotated[str, StringConstraints(pattern=NAME)]
+Url = Annotated[str, StringConstraints(pattern=URL)]
+Suffix = Annotated[str, StringConstraints(pattern=SUFFIX)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 PathText = Annotated[str, StringConstraints(min_length=1), LocalPath()]
 Positive = Annotated[int, Field(gt=0)]

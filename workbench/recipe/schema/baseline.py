@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.recipe.schema.base import EnvName, Fault, Fraction, PathText, Positive, Section, Seed, Text, agree
+from workbench.recipe.schema.base import EnvName, Fault, Fraction, PathText, Positive, Section, Seed, Suffix, Text, Url, agree
 
 Provider = Literal["openai", "anthropic", "google", "transcript", "simulator"]
 
@@ -79,7 +79,7 @@ class FineTune(Section):
     batch_size: Positive | None = Field(default=None, description="examples per step; default: the provider's choice")
     learning_rate_multiplier: float | None = Field(default=None, gt=0, description="default: the provider's choice")
     seed: int = Field(default=0, ge=0, lt=2**31, description="of the provider's job")
-    suffix: str = Field(default="workbench", pattern=r"^[A-Za-z0-9_-]{1,40}$", description="becomes part of the new model's id")
+    suffix: Suffix = Field(default="workbench", description="becomes part of the new model's id")
     training_price: float | None = Field(default=None, ge=0, description="USD per million trained tokens; default: the dated price book")
     price: Price | None = Field(default=None, description="what the tuned model costs to ask; default: the dated price book")
     budget_usd: float = Field(default=20.0, gt=0, description="a job that could cost more than this is not started")
@@ -97,9 +97,8 @@ class Baseline(Section):
     model: Text | None = Field(
         default=None, description="a pinned version; with a transcript: the model its answers must be from", examples=["gpt-4.1-2025-04-14"]
     )
-    url: str | None = Field(
+    url: Url | None = Field(
         default=None,
-        pattern=r"^https?://[^\s@?#]+$",
         description="base URL of a compatible endpoint; default: the provider's own",
         examples=["http://localhost:8000/v1"],
     )
