@@ -612,7 +612,7 @@ EFFECTS: dict[str, Effect] = {
 ELSEWHERE = {"tracking.register_model"}
 
 #: Sections whose keys have a table of their own, beside what they are about.
-THEIRS = ("train.", "launch.", "merge.", "quantize[", "select.", "baseline.", "gate.")
+THEIRS = ("train.", "launch.", "merge.", "quantize[", "select.", "baseline.", "gate.", "drift.")
 
 
 def test_no_key_is_forgotten() -> None:
