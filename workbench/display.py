@@ -236,9 +236,9 @@ def _training(report: Mapping[str, Any], console: Console) -> None:
         )
     if model is not None and model["dequantised_from_gguf"]:
         console.print("the base's weights were dequantised from a GGUF file: its scores are those of the quantised model", highlight=False)
-    console.print(
-        f"training and evaluation took {duration(total_seconds(report['stages'], 'train', 'merge', 'evaluate'))}", highlight=False
-    )
+    console.print(f"training and evaluation took {duration(total_seconds(report, copies=False))}", highlight=False)
+    if any(row["kind"] == "quantized" for row in report["candidates"]):
+        console.print(f"making and measuring the quantised copies took {duration(total_seconds(report, copies=True))}", highlight=False)
 
 
 def _percent(value: float | None) -> str:

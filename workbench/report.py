@@ -256,6 +256,13 @@ def _training(artifact: Artifact) -> dict[str, Any]:
     return {**artifact.facts, "seconds": artifact.seconds}
 
 
-def total_seconds(stages: Sequence[Mapping[str, Any]], *kinds: str) -> float:
-    """Seconds that the stages of these kinds took when they were made."""
-    return sum(stage["seconds"] for stage in stages if stage["name"].partition(":")[0] in kinds)
+def total_seconds(report: Mapping[str, Any], *, copies: bool) -> float:
+    """Seconds that the stages took when they were made: training, merging and evaluating, or making and measuring quantised copies."""
+    names = {row["name"] for row in report["candidates"] if row["kind"] == "quantized"}
+    kinds = ("calibration", "quantize", "evaluate", "footprint", "compare") if copies else ("train", "merge", "evaluate")
+    total = 0.0
+    for stage in report["stages"]:
+        kind, _, rest = stage["name"].partition(":")
+        of_a_copy = rest.partition(":")[0] in names or kind in ("calibration", "footprint")
+        total += stage["seconds"] if kind in kinds and of_a_copy == copies else 0
+    return total

@@ -13,8 +13,8 @@ import pytest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
 
-#: What is left of it. Learning sets in late and then fast: at 512 rows it depends on the seed and on how the CPU rounds; at these it was
-#: 0.76 to 0.81 for three seeds, where the base is near chance.
+#: What is left of it: enough to see the loss fall, not enough to promise a score. Telling sarcasm sets in late and at once; after these
+#: rows the score was between 0.60 and 0.81, by the seed and by how the CPU rounds. The whole quickstart is the slow test at the end.
 SMALL = {
     "data.limit.train": "1536",
     "data.limit.validation": "32",
@@ -58,7 +58,7 @@ def report(folder: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_the_tuned_model_beats_its_base_on_held_out_headlines(report: dict[str, Any]) -> None:
+def test_the_tuned_model_is_compared_with_its_base_on_held_out_headlines(report: dict[str, Any]) -> None:
     base, tuned, *_ = report["candidates"]
     assert (base["name"], base["kind"], tuned["name"], tuned["kind"]) == ("base", "base", "tuned", "merged")
     assert base["n"] == tuned["n"] == 160
@@ -66,7 +66,14 @@ def test_the_tuned_model_beats_its_base_on_held_out_headlines(report: dict[str, 
     assert base["score"] < 0.6, "without training it is near chance"
     gain = tuned["difference_to_base"]
     assert gain["estimate"] == pytest.approx(tuned["score"] - base["score"])
-    assert gain["ci_low"] > 0, report["candidates"]
+    assert gain["ci_low"] < gain["estimate"] < gain["ci_high"] and gain["ci_high"] > 0, report["candidates"]
+
+
+def test_training_teaches(folder: Path, report: dict[str, Any]) -> None:
+    (train,) = (folder / ".workbench" / "store").glob("train-*")
+    losses = [event["loss"] for event in map(json.loads, (train / "history.jsonl").read_text().splitlines()) if "loss" in event]
+    assert sum(losses[-10:]) < sum(losses[:10]) / 2
+    assert report["training"]["validation_loss"] < losses[0] / 2
 
 
 def test_what_came_in(report: dict[str, Any]) -> None:
@@ -160,3 +167,13 @@ def test_mlflow_has_it_all(folder: Path, report: dict[str, Any]) -> None:
         assert version.tags["workbench.license"] == "apache-2.0"
         assert not version.aliases, "a simulated verdict makes nothing the champion"
     assert runs[report["run"]["id"]].data.tags["workbench.gate"] == f"SIMULATED {report['gate']['verdict']}"
+
+
+@pytest.mark.slow
+def test_the_whole_quickstart_reaches_its_score(tmp_path: Path) -> None:
+    """Training and evaluation alone: what the README promises of the tuned model."""
+    done = workbench(tmp_path, "run", str(RECIPE), "--json", "--set", "quantize=[]", "--set", "gate=null", "--set", "baseline=null")
+    assert done.returncode == 0, done.stderr
+    _, tuned = json.loads(done.stdout)["candidates"]
+    assert tuned["n"] == 1200 and tuned["score"] >= 0.85
+    assert tuned["difference_to_base"]["ci_low"] > 0.3

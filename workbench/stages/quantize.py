@@ -18,7 +18,7 @@ from workbench.stages.data import examples_of
 from workbench.stages.stage import Stage, Work
 
 #: Validation rows, prompt and answer, that are read before saving and after loading.
-PROBES = 16
+PROBES = 6
 #: Two logits closer than this share of the larger are a tie: kernels add in other orders, in numbers of 8 bits.
 RESOLUTION = 4 * 2.0**-7
 
