@@ -141,7 +141,7 @@ def test_early_stopping_by_the_task_s_own_score(tmp_path: Path, tiny: Path) -> N
     examples = [Example("a", "What is the capital of France?", ("Paris",), "rows.jsonl, row 1")]
     made.validation_examples.write_text("".join(json.dumps(example.to_json()) + "\n" for example in examples))
     launched.run(made)
-    assert not made.error.exists()
+    assert not (made.workspace / "error.json").exists()
     lines = [json.loads(line) for line in made.events.read_text().splitlines()]
     assert logged(lines, "eval_score") == [0.0] * 4  # the first, and three without improvement
     assert result(made)["steps"] == 8
@@ -150,7 +150,7 @@ def test_early_stopping_by_the_task_s_own_score(tmp_path: Path, tiny: Path) -> N
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, tiny: Path) -> None:
     made = job(tmp_path, tiny, learning_rate=1e30)
     launched.run(made)
-    recorded = json.loads(made.error.read_text())
+    recorded = json.loads((made.workspace / "error.json").read_text())
     assert "nan" in recorded["what"] and "step" in recorded["what"]
     assert "learning_rate" in recorded["fix"]
     assert not made.result.exists() and not made.trained.exists()
