@@ -23,6 +23,7 @@ from workbench.models.facts import read_facts
 from workbench.quantization.gptq import GptqMethod
 from workbench.quantization.quantizer import Source, Texts
 from workbench.recipe.schema import Gptq
+from workbench.stages.quantize import PROBES
 
 BARE = """
 import json, sys, time
@@ -61,7 +62,7 @@ def ours(model: Path, rows: list[list[int]], work: Path) -> dict[str, float]:
     scratch.mkdir()
     started = time.perf_counter()
     made = GptqMethod(Gptq(method="gptq")).quantize(
-        Source(model, "bfloat16", trust_remote_code=False), out, Texts(rows, rows[:16]), scratch, lambda done, note="", /: None
+        Source(model, "bfloat16", trust_remote_code=False), out, Texts(rows, rows[:PROBES]), scratch, lambda done, note="", /: None
     )
     return {**made.facts, "seconds": time.perf_counter() - started}
 

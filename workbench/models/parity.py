@@ -10,8 +10,8 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-#: Most tokens, padding included, in one forward pass.
-PASS_TOKENS = 1024
+#: Most tokens, padding included, in one forward pass: what it takes must not stand out beside what quantising took.
+PASS_TOKENS = 128
 
 
 def expectations(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
