@@ -13,7 +13,7 @@ help: ## this list
 
 # Exit codes 3 and 4 are verdicts of the recipe's gate, not failures.
 quickstart: $(VENV)/.quantize ## install what a run needs, then go from recipe to tuned, quantised, measured and judged model
-	$(BIN)/workbench run recipes/quickstart.yaml || [ $$? -eq 3 ] || [ $$? -eq 4 ]
+	$(BIN)/workbench run recipes/quickstart.yaml $$(cat $(VENV)/.without-gptq 2>/dev/null) || [ $$? -eq 3 ] || [ $$? -eq 4 ]
 
 install: $(VENV)/.test ## install everything: to run, to test, to lint
 
@@ -64,11 +64,13 @@ $(VENV)/.train: requirements/train.txt requirements/torch.txt pyproject.toml | $
 	@touch $@
 
 # GPTQModel and its kin are source distributions: built with what train.txt brought, nothing is fetched unseen. One of them, pypcre, has
-# to be compiled. Where that fails, all else still works, and a recipe that asks for GPTQ is told what is missing.
+# to be compiled. Where that fails, all else still works: the quickstart does without GPTQ, and a recipe that asks for it is told what is missing.
 $(VENV)/.quantize: requirements/quantize.txt $(VENV)/.train
+	@rm -f $(VENV)/.without-gptq
 	BUILD_CUDA_EXT=$${BUILD_CUDA_EXT:-0} $(PIP) install --no-deps --no-build-isolation --require-hashes --requirement requirements/quantize.txt \
 	  && $(PIP) check \
-	  || echo "GPTQ is left out: it takes a C compiler and PCRE2's headers (on Debian and Ubuntu: apt install build-essential libpcre2-dev python3-dev); then remove $@ and run make again" >&2
+	  || { echo "GPTQ is left out: it takes a C compiler and PCRE2's headers (on Debian and Ubuntu: apt install build-essential libpcre2-dev python3-dev); then remove $@ and run make again" >&2; \
+	       echo '--set quantize=[{"method":"bitsandbytes","double":true},{"method":"bitsandbytes","bits":8}]' > $(VENV)/.without-gptq; }
 	@touch $@
 
 $(VENV)/.test: requirements/test.txt $(VENV)/.quantize
