@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -23,6 +22,7 @@ from workbench.baselines.conversation import requests
 from workbench.check import check_static
 from workbench.data.example import Example
 from workbench.digest import digest
+from workbench.disk import fsync
 from workbench.errors import EvaluationError, WorkbenchError, disk_faults
 from workbench.evaluation.drift import Drift, compare
 from workbench.plan import plan
@@ -252,9 +252,9 @@ def _publish(folder: Path, facts: Mapping[str, Any], recorded: _Recorded) -> Pat
         (folder / "tracking.jsonl").unlink(missing_ok=True)  # of an attempt that was cut off here
         _track(folder, facts, recorded)
         for path in (*folder.iterdir(), folder):
-            _sync(path)
+            fsync(path)
         folder.rename(target)
-        _sync(target.parent)
+        fsync(target.parent)
     result = sync(target)
     if result.error and result.first:
         say(f"warning: MLflow is not reachable ({result.error}); everything is kept locally, `workbench sync` sends it later")
@@ -274,11 +274,3 @@ def _track(folder: Path, facts: Mapping[str, Any], recorded: _Recorded) -> None:
     for name in (RESULT, "outcomes.parquet"):
         journal.file(run, folder / name)
     journal.end(run)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.digest import tree_files
+from workbench.disk import fsync
 from workbench.errors import StoreError, disk_faults
 from workbench.progress import say
 
@@ -140,14 +140,14 @@ class Store:
             }
             (staged / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
             for file in staged.rglob("*"):
-                _sync(file)
-            _sync(staged)
+                fsync(file)
+            fsync(staged)
             damaged = self.root / f".{target.name}.damaged"
             shutil.rmtree(damaged, ignore_errors=True)
             if target.exists():  # damaged, or `find` would have returned it
                 target.rename(damaged)
             staged.rename(target)
-            _sync(self.root)
+            fsync(self.root)
         shutil.rmtree(damaged, ignore_errors=True)
         shutil.rmtree(self.scratch / _name(stage, key), ignore_errors=True)
         published = self.find(stage, key)
@@ -158,11 +158,3 @@ class Store:
 
 def _name(stage: str, key: str) -> str:
     return f"{stage.replace(':', '-')}-{key}"
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

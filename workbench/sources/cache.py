@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from workbench.disk import fsync
 
 
 @contextmanager
@@ -21,15 +22,7 @@ def locked(entry: Path) -> Iterator[None]:
 def publish(finished: Path, entry: Path) -> None:
     """Rename a finished file or folder on the same file system to its place, so that a power cut finds all of it or nothing."""
     for path in [finished, *finished.rglob("*")]:
-        _sync(path)
+        fsync(path)
     entry.parent.mkdir(parents=True, exist_ok=True)
     finished.rename(entry)
-    _sync(entry.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    fsync(entry.parent)
