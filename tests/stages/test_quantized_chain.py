@@ -15,6 +15,7 @@ from workbench.evaluation.statistics import recovery
 from workbench.plan import plan
 from workbench.recipe.schema import Bounds
 from workbench.stages import evidence
+from workbench.stages.quantize import PROBES
 from workbench.stages.select import beyond, pick
 from workbench.store import Artifact, Store
 
@@ -66,7 +67,7 @@ def test_every_variant_is_a_candidate(quantized: Workplace, shown: dict[str, Any
         assert (beside["candidate"], beside["parent"], beside["parent_kernel"]) == (name, "tuned", "Linear")
         assert beside["speed"]["decode_ratio"] > 0 and beside["fidelity"]["kl_mean"] >= 0
         made = row["quantization"]
-        assert made["probes"] == made["reloaded_identically"] + made["reloaded_near_ties"] == 14, "all validation rows"
+        assert made["probes"] == made["reloaded_identically"] + made["reloaded_near_ties"] == PROBES
     assert "Linear8bitLt" in found["int8"]["measured_beside_parent"]["kernel"]
     assert "Linear4bit" in found["qlora"]["measured_beside_parent"]["kernel"]
     assert (artifact(quantized, shown, "quantize:qlora") / "adapter" / "adapter_model.safetensors").exists()
