@@ -1,10 +1,18 @@
-"""What `method: gptq` costs beside GPTQModel itself: the same model, rows and settings, bare and through Workbench, in one run.
+"""What `method: gptq` costs beside GPTQModel itself: the same model, rows and settings, bare and as a stage of a run.
 
     python benchmarks/quantization_overhead.py MODEL_FOLDER [--rows 256] [--repeats 1]
 
 MODEL_FOLDER is a 16-bit model in Hugging Face's layout, such as a `merge` artifact of the quickstart. The rows are random tokens of
-headline length: what GPTQ takes does not depend on what they say. Prints seconds outside GPTQModel's own `quantize` as a share of it,
-and the peak memory of both processes. Nothing is asserted here.
+headline length: what GPTQ takes does not depend on what they say. Prints, for each way, the seconds outside GPTQModel's own `quantize`
+as a share of those inside, and the peak memory of the process that quantised. Nothing is asserted here.
+
+`GPTQModel`: a script that imports it, loads, quantises and saves. Outside: all of that script's life.
+`workbench run`: the whole stage `quantize:...` of a run, its reload check included. Its child's imports (torch, transformers, GPTQModel)
+    overlap with the stage before, which is `calibration:...` here and `merge` where a run trains; they take processor time from that
+    stage, and are counted only as far as they are not over when it is.
+`workbench run, continued`: the same where everything before the stage is in the store, as after a kill. No stage is made before this
+    one, so the imports overlap with the start of the run alone, and the rest of them is counted.
+In all of them, what GPTQModel imports late, and in the last one the parent's own import of it, for the reload check, falls into `quantize`.
 """
 
 from __future__ import annotations
@@ -13,23 +21,21 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from workbench.models.facts import read_facts
-from workbench.quantization.gptq import GptqMethod
-from workbench.quantization.quantizer import Source, Texts
-from workbench.recipe.schema import Gptq
-from workbench.stages.quantize import PROBES
+from workbench.models.load import load_tokenizer
 
 BARE = """
 import json, sys, time
 from pathlib import Path
 from gptqmodel import GPTQModel, QuantizeConfig
-model, out, rows = sys.argv[1], sys.argv[2], json.loads(Path(sys.argv[3]).read_text())
+model, out = sys.argv[1:3]
+rows = [json.loads(line) for line in Path(sys.argv[3]).read_text().splitlines()]
 config = QuantizeConfig(bits=4, group_size=64, desc_act=False, sym=True, damp_percent=0.05, device="cpu", offload_to_disk=False)
 loaded = GPTQModel.load(model, config, dtype="bfloat16")
 started = time.perf_counter()
@@ -41,30 +47,52 @@ peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")
 print("RESULT" + json.dumps({"quantize_seconds": seconds, "peak_memory_bytes": peak}))
 """
 
+RECIPE = """\
+name: overhead
+model: {{source: {model}, license: none}}
+data:
+  source: rows.jsonl
+  format: prompt_completion
+  split: {{train: 0.8, validation: 0.1, calibration: 0.05, test: 0.05, seed: 0}}
+task: {{prompt: "{{prompt}}", metric: label, labels: ["0", "1"], max_new_tokens: 1}}
+quantize:
+  - {{method: gptq, bits: 4, group_size: 64, calibration: {{rows: {rows}}}}}
+"""
 
-def bare(model: Path, rows: list[list[int]], work: Path) -> dict[str, float]:
-    """GPTQModel by itself, in a fresh process."""
-    (work / "rows.json").write_text(json.dumps(rows))
-    environment = {**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "TORCHDYNAMO_DISABLE": "1"}
+
+def furnish(model: Path, rows: int, work: Path) -> None:
+    """A recipe, and twice the rows that it calibrates on."""
+    draw, tokenizer = random.Random(0), load_tokenizer(model)
+    texts = [tokenizer.decode([draw.randrange(len(tokenizer)) for _ in range(draw.randint(15, 35))]) for _ in range(2 * rows)]
+    lines = (json.dumps({"prompt": text, "completion": draw.choice("01")}) + "\n" for text in texts)
+    (work / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+    (work / "recipe.yaml").write_text(RECIPE.format(model=json.dumps(str(model)), rows=rows))
+
+
+def ours(work: Path) -> dict[str, float]:
+    """A run up to its stage `quantize`; one that was there is made again."""
+    store = work / ".workbench" / "store"
+    for earlier in store.glob("quantize-*"):
+        shutil.rmtree(earlier)
+    command = [sys.executable, "-m", "workbench", "run", "recipe.yaml", "--until", "quantize"]
+    if subprocess.run(command, cwd=work, stdout=subprocess.DEVNULL, check=False).returncode:
+        sys.exit("the run failed, as it said")
+    (made,) = store.glob("quantize-*/artifact.json")
+    artifact = json.loads(made.read_text())
+    return {**artifact["facts"], "seconds": artifact["seconds"]}
+
+
+def bare(model: Path, work: Path) -> dict[str, float]:
+    """GPTQModel by itself, in a fresh process, on the rows that the run calibrated on."""
+    (rows,) = (work / ".workbench" / "store").glob("calibration-*/rows.jsonl")
+    environment = {**os.environ, "GPTQMODEL_CPU_WORKERS": "2", "TORCHDYNAMO_DISABLE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", BARE, str(model), str(work / "bare"), str(work / "rows.json")],
+        [sys.executable, "-c", BARE, str(model), str(work / "bare"), str(rows)],
         env=environment, cwd=work, capture_output=True, text=True, check=True,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     return {**json.loads(done.stdout.partition("RESULT")[2].splitlines()[0]), "seconds": seconds}
-
-
-def ours(model: Path, rows: list[list[int]], work: Path) -> dict[str, float]:
-    """The same through `GptqMethod`, with its probes."""
-    out, scratch = work / "ours", work / "scratch"
-    out.mkdir()
-    scratch.mkdir()
-    started = time.perf_counter()
-    made = GptqMethod(Gptq(method="gptq")).quantize(
-        Source(model, "bfloat16", trust_remote_code=False), out, Texts(rows, rows[:PROBES]), scratch, lambda done, note="", /: None
-    )
-    return {**made.facts, "seconds": time.perf_counter() - started}
 
 
 def main() -> None:
@@ -73,19 +101,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=1)
     options = parser.parse_args()
-    draw = random.Random(0)
-    vocabulary = read_facts(options.model).vocab
-    rows = [[draw.randrange(vocabulary) for _ in range(draw.randint(15, 40))] for _ in range(options.rows)]
+    model = options.model.absolute()
     for _ in range(options.repeats):
-        for name, measure in (("GPTQModel", bare), ("workbench", ours)):
-            with tempfile.TemporaryDirectory() as work:
-                found = measure(options.model.absolute(), rows, Path(work))
-            outside = found["seconds"] - found["quantize_seconds"]
-            print(
-                f"{name}: quantize() {found['quantize_seconds']:.1f} s, {outside:.1f} s outside it "
-                f"({100 * outside / found['quantize_seconds']:.1f}%), peak memory {found['peak_memory_bytes'] / 1e6:.0f} MB",
-                flush=True,
-            )
+        with tempfile.TemporaryDirectory() as name:
+            work = Path(name)
+            furnish(model, options.rows, work)
+            show("workbench run", ours(work))
+            show("workbench run, continued", ours(work))
+            show("GPTQModel", bare(model, work))
+
+
+def show(name: str, found: dict[str, float]) -> None:
+    inside = found["quantize_seconds"]
+    outside = found["seconds"] - inside
+    share, memory = outside / inside, found["peak_memory_bytes"] / 1e6
+    print(f"{name}: quantize() {inside:.1f} s, {outside:.1f} s outside it ({share:.1%}), peak memory {memory:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

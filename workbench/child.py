@@ -14,12 +14,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import EnvironmentFault, WorkbenchError
 
-#: Seconds between two looks at what a child has logged.
+#: Seconds between two looks at what a child has logged; its end is seen at once.
 POLL_INTERVAL = 0.5
 
 #: Called with every line of a child's `events.jsonl`.
@@ -37,30 +38,62 @@ def follow(command: Sequence[str], *, log: Path, events: Path, on_event: OnEvent
     Returns:
         Its exit code.
     """
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            stdin=subprocess.DEVNULL,
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
-        )
-        try:
-            position = 0
-            while True:
-                running = process.poll() is None
-                position = read_events(events, position, on_event)
-                if not running:
-                    return process.returncode
-                time.sleep(POLL_INTERVAL)
-        except BaseException:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            raise
+    return attend(_start(command, log, environment, subprocess.DEVNULL), events=events, on_event=on_event)
+
+
+def attend(process: subprocess.Popen[bytes], *, events: Path, on_event: OnEvent) -> int:
+    """Hand over what a child logs until it ends; if that is interrupted, end it.
+
+    Args:
+        events: lines of JSON that it writes; those of earlier attempts are handed over as well.
+
+    Returns:
+        Its exit code.
+    """
+    try:
+        position = 0
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL_INTERVAL)
+            position = read_events(events, position, on_event)
+            if process.returncode is not None:
+                return process.returncode
+    except BaseException:
+        _end(process)
+        raise
+
+
+class Standby:
+    """A child that can be started before its work is there: it imports what takes long, then waits for a line on its standard input.
+
+    End of file there instead of a line must end it: nobody wants it any more.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
+        """Start it, unless it is there already. One that has died is started again, and may say why to somebody who listens.
+
+        Args:
+            log, environment: as for `follow`.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self.end()
+            self._process = _start(command, log, environment, subprocess.PIPE)
+
+    def go(self) -> subprocess.Popen[bytes]:
+        """Tell the child, which was started, that its work is there; returns its process, for `attend`."""
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(BrokenPipeError), self._process.stdin as pipe:  # broken: it is dead, which whoever attends to it will see
+            pipe.write(b"\n")
+        return self._process
+
+    def end(self) -> None:
+        """See to it that there is no such child, at work or not."""
+        if self._process is not None:
+            _end(self._process)
+            self._process = None
 
 
 def outcome(folder: Path, code: int, *, what: str, log: Path, kind: type[WorkbenchError], fix: str) -> dict[str, Any]:
@@ -119,6 +152,29 @@ def read_events(path: Path, position: int, on_event: OnEvent) -> int:
             except ValueError:
                 continue  # torn by a kill -9 in an earlier attempt
     return position
+
+
+def _start(command: Sequence[str], log: Path, environment: Mapping[str, str] | None, stdin: int) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            stdin=stdin,
+            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
+        )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
 def die_with_parent() -> None:

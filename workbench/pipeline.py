@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -55,14 +56,18 @@ def run(loaded: Loaded, state: Path, *, until: str | None = None) -> Path | None
     if rank() != 0:
         _help_to_train(stages, store)
         return None
-    record = Record(the_plan, state)
-    say(f"run {the_plan.run_id}")
-    try:
-        for stage in stages:
-            _execute(stage, store, record)
-    except BaseException as error:
-        record.close("failed", "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+    with ExitStack() as ready:
+        _get_ahead(stages, store, ready)
+        record = Record(the_plan, state)
+        say(f"run {the_plan.run_id}")
+        try:
+            for number, stage in enumerate(stages, start=1):
+                if store.find(stage.name, stage.key) is None:
+                    _get_ahead(stages[number:], store, ready)
+                _execute(stage, store, record)
+        except BaseException as error:
+            record.close("failed", "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
     record.close("finished" if until in (None, STAGES[-1]) else f"stopped after {until}")
     return record.folder
 
@@ -79,6 +84,14 @@ def make(stage: Stage, store: Store, inputs: Mapping[str, Artifact], report: Rep
             return store.publish(
                 staging, stage.name, stage.key, ingredients=stage.ingredients, facts=facts, seconds=time.perf_counter() - started
             )
+
+
+def _get_ahead(later: Sequence[Stage], store: Store, ready: ExitStack) -> None:
+    """Let the first of these stages that is still to be made get ready meanwhile; what that takes is held in `ready`."""
+    stage = next((one for one in later if store.find(one.name, one.key) is None), None)
+    if stage is not None and stage.ahead is not None:
+        with disk_faults(f"getting {stage.name} ready"):
+            ready.enter_context(stage.ahead(store.workspace(stage.name, stage.key)))
 
 
 def _execute(stage: Stage, store: Store, record: Record) -> None:

@@ -99,6 +99,26 @@ def test_killed_and_continued(tmp_path: Path) -> None:
         assert line.startswith(("run ", "model", "data", "calibration", "quantize", "  ", "warning: MLflow", "quantising")), line
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_child_got_ready_for_nothing_is_gone(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was started while the calibration texts were chosen, which turned out to be too few."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", NOBODY)
+    place = furnish(tmp_path / "desk", RECIPE, VARIANT)
+    (place.folder / "model").symlink_to(tiny_model)
+    said = place("run", "desk.yaml", "--set", "quantize.0.calibration.rows=4", "--set", "quantize.0.calibration.max_length=8")
+    assert said.code == 2 and "too few to fit its rounding to" in said.err
+    assert list((place.state / "work").glob("quantize-*/quantize.log")), "it was there"
+    assert job_processes(place) == []
+
+
+def test_a_child_that_is_not_wanted_ends_quietly(tmp_path: Path) -> None:
+    """End of file where it waits for its job: whoever started it has died."""
+    command = [sys.executable, "-m", "workbench.quantization.gptq_job", str(tmp_path / "job.json")]
+    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, list(tmp_path.iterdir())) == (0, []), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_no_library_greets(tiny_model: Path, tmp_path: Path) -> None:
     """Whoever comes first to import GPTQModel: PEFT over a model, transformers over a checkpoint, or the question for a kernel."""
     program = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,9 @@ class BitsandbytesMethod:
 
     def memory(self, facts: ModelFacts, dtype: str) -> int:
         return RUNTIME_BYTES + facts.parameters * BYTES[dtype] * 2  # the weights, and their copies while they are packed
+
+    def ahead(self, workspace: Path) -> AbstractContextManager[None]:
+        return nullcontext()  # there is nothing to wait for
 
     def quantize(self, source: Source, out: Path, texts: Texts, workspace: Path, advance: Advance) -> Made:
         import torch

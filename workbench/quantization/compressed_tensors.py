@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,6 +85,9 @@ class CompressedTensorsMethod:
         hessians = sum(width * width for _, width in facts.linear_shapes.values()) * 4 * 2  # and a Cholesky factor beside each
         states = self.calibration.rows * self.calibration.max_length * facts.hidden * BYTES[dtype] * 2
         return weights + facts.block_parameters * 4 + hessians + states
+
+    def ahead(self, workspace: Path) -> AbstractContextManager[None]:
+        return nullcontext()  # there is nothing to wait for
 
     def quantize(self, source: Source, out: Path, texts: Texts, workspace: Path, advance: Advance) -> Made:
         """Run the other Python, and follow it layer by layer.

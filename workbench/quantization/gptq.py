@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +17,15 @@ from workbench import child
 from workbench.errors import QuantizationError
 from workbench.models.estimate import BYTES, RUNTIME_BYTES
 from workbench.models.facts import ModelFacts
+from workbench.models.quiet import hushed_gptqmodel
 from workbench.progress import Advance
 from workbench.quantization.quantizer import Made, Refusal, Source, Texts, group_refusals
 from workbench.recipe.schema import Calibration, Gptq
 
 #: What `python -m` runs in the child.
 ENTRY = "workbench.quantization.gptq_job"
+#: Files in the workspace: what the child is to do, and what it and its libraries say.
+JOB, LOG = "job.json", "quantize.log"
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class GptqMethod:
     """
 
     section: Gptq
+    standby: child.Standby = field(default_factory=child.Standby, compare=False, repr=False)
     libraries = ("gptqmodel", "transformers", "torch")
 
     @property
@@ -63,38 +69,47 @@ class GptqMethod:
         states = self.calibration.rows * self.calibration.max_length * facts.hidden * BYTES[dtype] * 2
         return RUNTIME_BYTES + facts.parameters * BYTES[dtype] + facts.block_parameters * 4 + hessians + states
 
+    @contextmanager
+    def ahead(self, workspace: Path) -> Iterator[None]:
+        """Start the child, whose imports take more seconds than all else that it does beside quantising a small model."""
+        self.standby.start(
+            [sys.executable, "-m", ENTRY, str(workspace / JOB)],
+            log=workspace / LOG,
+            environment={"GPTQMODEL_CPU_WORKERS": str(max(2, (os.cpu_count() or 1) // 2)), "TORCHDYNAMO_DISABLE": "1"},
+        )
+        try:
+            yield
+        finally:
+            self.standby.end()
+
     def quantize(self, source: Source, out: Path, texts: Texts, workspace: Path, advance: Advance) -> Made:
-        """Run the child, and follow it layer by layer.
+        """Let the child work, and follow it layer by layer.
 
         Raises:
             QuantizationError: the weights cannot be quantised, such as those that are no numbers.
             EnvironmentFault: the child died; its last words are quoted.
         """
-        child.forget_outcome(workspace)
-        (workspace / "events.jsonl").unlink(missing_ok=True)  # a killed attempt begins anew
-        job = workspace / "job.json"
-        child.write_json(
-            job,
-            {
-                "model": str(source.model),
-                "out": str(out),
-                "dtype": source.dtype,
-                "trust_remote_code": source.trust_remote_code,
-                "section": self.section.model_dump(),
-                **asdict(texts),
-            },
-        )
-        log = workspace / "quantize.log"
-        code = child.follow(
-            [sys.executable, "-m", ENTRY, str(job)],
-            log=log,
-            events=workspace / "events.jsonl",
-            on_event=partial(_progress, advance),
-            environment={"GPTQMODEL_CPU_WORKERS": str(max(2, (os.cpu_count() or 1) // 2)), "TORCHDYNAMO_DISABLE": "1"},
-        )
+        with self.ahead(workspace):
+            child.forget_outcome(workspace)
+            events, log = workspace / "events.jsonl", workspace / LOG
+            events.unlink(missing_ok=True)  # a killed attempt begins anew
+            child.write_json(
+                workspace / JOB,
+                {
+                    "model": str(source.model),
+                    "out": str(out),
+                    "dtype": source.dtype,
+                    "trust_remote_code": source.trust_remote_code,
+                    "section": self.section.model_dump(),
+                    **asdict(texts),
+                },
+            )
+            process = self.standby.go()
+            hushed_gptqmodel()  # to load the result takes it in this process, too: better now than when the child is done
+            code = child.attend(process, events=events, on_event=partial(_progress, advance))
         fix = "if memory ran out, lower calibration.rows or calibration.max_length; then run the same command again"
         result = child.outcome(workspace, code, what="quantisation", log=log, kind=QuantizationError, fix=fix)
-        shutil.copyfile(log, out / "quantize.log")  # the loss of every layer, for whoever wonders
+        shutil.copyfile(log, out / LOG)  # the loss of every layer, for whoever wonders
         return Made(result.pop("probes"), result)
 
 

@@ -1,4 +1,7 @@
-"""What `python -m` runs to quantise one model with GPTQModel: `python -m workbench.quantization.gptq_job JOB`."""
+"""What `python -m` runs to quantise one model with GPTQModel: `python -m workbench.quantization.gptq_job JOB`.
+
+It may be started before the file JOB is there: it imports GPTQModel, then waits for a line on standard input. End of file ends it.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,14 @@ BATCH_TOKENS = 2048
 
 
 def main() -> None:
-    """Quantise, and leave `result.json`, or in `error.json` what the user can cure."""
+    """Quantise when told to, and leave `result.json`, or in `error.json` what the user can cure."""
     leave_with_parent()
     job = Path(sys.argv[1])
     os.chdir(job.parent)  # GPTQModel writes logs into the working directory
+    import gptqmodel  # noqa: F401 - takes many seconds, with torch and transformers
+
+    if not sys.stdin.readline():
+        return
     try:
         result = quantize(json.loads(job.read_text()), job.parent)
     except WorkbenchError as error:

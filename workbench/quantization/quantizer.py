@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,6 +87,12 @@ class Method(Protocol):
 
     def memory(self, facts: ModelFacts, dtype: str) -> int:
         """Estimated peak memory in bytes."""
+
+    def ahead(self, workspace: Path) -> AbstractContextManager[None]:
+        """Get ready what `quantize` would have to wait for, in its workspace, while something else is done.
+
+        What is ready already stays as it is. On leaving, what is left of it is ended, whether `quantize` was called or not.
+        """
 
     def quantize(self, source: Source, out: Path, texts: Texts, workspace: Path, advance: Advance) -> Made:
         """Write the quantised model folder.

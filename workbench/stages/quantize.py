@@ -34,19 +34,20 @@ def quantize_stage(loaded: Loaded, index: int, weights: Stage, calibration: Stag
     method = method_of(section, loaded.base)
 
     def make(work: Work) -> dict[str, Any]:
-        from workbench.models.load import load_candidate, load_tokenizer
-        from workbench.models.parity import partings
-        from workbench.models.prepare import refuse_nonfinite
+        with method.ahead(work.workspace):  # before the imports: a child may import the same meanwhile
+            from workbench.models.load import load_candidate, load_tokenizer
+            from workbench.models.parity import partings
+            from workbench.models.prepare import refuse_nonfinite
 
-        parent, trust = work.inputs[weights.name].path, recipe.model.trust_remote_code
-        refuse_nonfinite(parent)
-        source = Source(parent, recipe.model.dtype, trust, work.inputs[adapter.name].path if adapter is not None else None)
-        renderer = Renderer(load_tokenizer(parent, trust_remote_code=trust), recipe.task)
-        examples = examples_of(work.inputs["data"].path, "validation")[:PROBES]
-        probes = [renderer.row(example, "completion").input_ids for example in examples]
-        texts = Texts(_rows(work.inputs[calibration.name].path / ROWS), probes)
-        with track(f"quantising to {section.title}", 1.0) as advance:
-            made = method.quantize(source, work.staging, texts, work.workspace, advance)
+            parent, trust = work.inputs[weights.name].path, recipe.model.trust_remote_code
+            refuse_nonfinite(parent)
+            source = Source(parent, recipe.model.dtype, trust, work.inputs[adapter.name].path if adapter is not None else None)
+            renderer = Renderer(load_tokenizer(parent, trust_remote_code=trust), recipe.task)
+            examples = examples_of(work.inputs["data"].path, "validation")[:PROBES]
+            probes = [renderer.row(example, "completion").input_ids for example in examples]
+            texts = Texts(_rows(work.inputs[calibration.name].path / ROWS), probes)
+            with track(f"quantising to {section.title}", 1.0) as advance:
+                made = method.quantize(source, work.staging, texts, work.workspace, advance)
         again = load_candidate(work.staging, dtype=recipe.model.dtype, trust_remote_code=trust)
         identical, parted = partings(again, made.probes, RESOLUTION)
         if parted:
@@ -73,7 +74,7 @@ def quantize_stage(loaded: Loaded, index: int, weights: Stage, calibration: Stag
         "task": recipe.task.model_dump(include={"chat", "system"}),
     }
     inputs = (weights, calibration, data, *([adapter] if adapter is not None else []))
-    return Stage(f"quantize:{section.title}", 1, settings, make, inputs, method.libraries)
+    return Stage(f"quantize:{section.title}", 1, settings, make, inputs, method.libraries, method.ahead)
 
 
 def keeps_adapter(section: object) -> bool:

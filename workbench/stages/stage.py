@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -46,6 +47,9 @@ class Stage:
         inputs: the stages whose artifacts it reads.
         libraries: distributions whose version decides the result.
         make: fills `Work.staging` and returns JSON-compatible facts about the artifact.
+        ahead: gets ready what `make` would have to wait for, such as a child's imports, while the stage before this one is made; given
+            `Work.workspace`. What it returns is closed when the run ends, also if `make` was never called. Keep it small: it stays
+            in memory beside that other stage.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Stage:
     make: Callable[[Work], Mapping[str, Any]] = field(repr=False)
     inputs: tuple[Stage, ...] = ()
     libraries: tuple[str, ...] = ()
+    ahead: Callable[[Path], AbstractContextManager[None]] | None = field(default=None, repr=False)
 
     @property
     def kind(self) -> str:
