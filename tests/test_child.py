@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.processes import naming, wait
 from workbench import child
 
 ROOT = Path(__file__).parents[1]
@@ -29,25 +30,6 @@ if sys.stdin.readline():
 """
 
 
-def wait(condition: Callable[[], object], what: str, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.02)
-
-
-def alive(folder: Path) -> list[int]:
-    """Processes whose command line names the folder, this one and the dead that nobody has asked for excepted."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if str(folder).encode() in path.read_bytes() and int(path.parent.name) != os.getpid():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # gone in the meantime
-    return found
-
-
 def command(folder: Path, script: str = WAITS) -> list[str]:
     return [sys.executable, "-c", script, str(folder)]
 
@@ -62,7 +44,7 @@ def standby() -> Iterator[child.Standby]:
 def test_it_waits_until_its_work_is_there(standby: child.Standby, tmp_path: Path) -> None:
     heard = list[dict[str, Any]]()
     standby.start(command(tmp_path), log=tmp_path / "log")
-    wait((tmp_path / "ready").exists, "the child")
+    wait((tmp_path / "ready").exists, "the child", 20)
     assert not (tmp_path / "events.jsonl").exists()
     (tmp_path / "job").write_text("work")  # after it was started
     assert child.attend(standby.go(), events=tmp_path / "events.jsonl", on_event=heard.append) == 3
@@ -73,7 +55,7 @@ def test_the_one_that_waits_is_taken(standby: child.Standby, tmp_path: Path) -> 
     """Whoever starts it for safety's sake finds it there."""
     (tmp_path / "job").touch()
     standby.start(command(tmp_path), log=tmp_path / "log")
-    wait((tmp_path / "ready").exists, "the child")
+    wait((tmp_path / "ready").exists, "the child", 20)
     (tmp_path / "ready").unlink()
     standby.start(command(tmp_path), log=tmp_path / "log")
     assert child.attend(standby.go(), events=tmp_path / "events.jsonl", on_event=lambda event: None) == 3
@@ -87,17 +69,17 @@ def test_one_that_has_died_is_started_again(standby: child.Standby, tmp_path: Pa
         standby.start(command(tmp_path, script), log=tmp_path / "log")
         return (tmp_path / "log").read_text().count("the last words")
 
-    wait(lambda: again() >= 2, "its last words, and those of another")
+    wait(lambda: again() >= 2, "its last words, and those of another", 20)
     assert child.attend(standby.go(), events=tmp_path / "events.jsonl", on_event=lambda event: None) == 4
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_given_up_it_is_gone(standby: child.Standby, tmp_path: Path) -> None:
     standby.start(command(tmp_path), log=tmp_path / "log")
-    wait((tmp_path / "ready").exists, "the child")
-    assert alive(tmp_path)
+    wait((tmp_path / "ready").exists, "the child", 20)
+    assert naming(tmp_path)
     standby.end()
-    assert alive(tmp_path) == []
+    assert naming(tmp_path) == {}
     standby.end()
 
 
@@ -111,7 +93,7 @@ def test_interrupted_at_work_it_is_gone(standby: child.Standby, tmp_path: Path) 
     standby.start(command(tmp_path, script), log=tmp_path / "log")
     with pytest.raises(KeyboardInterrupt):
         child.attend(standby.go(), events=tmp_path / "events.jsonl", on_event=interrupt)
-    assert alive(tmp_path) == []
+    assert naming(tmp_path) == {}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -125,12 +107,12 @@ time.sleep(120)
 """
     parent = subprocess.Popen(command(tmp_path, script), env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
-        wait((tmp_path / "ready").exists, "the child")
-        assert len(alive(tmp_path)) == 2
+        wait((tmp_path / "ready").exists, "the child", 20)
+        assert len(naming(tmp_path)) == 2
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-    wait(lambda: not alive(tmp_path), "the end of the child")
+    wait(lambda: not naming(tmp_path), "the end of the child", 20)
 
 
 def test_the_end_of_a_child_is_seen_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

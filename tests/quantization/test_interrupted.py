@@ -8,12 +8,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import naming, wait
 from tests.support.tiny import make_model
 from tests.support.workplace import NOBODY, RECIPE, Workplace, furnish
 
@@ -29,27 +28,6 @@ def start(place: Workplace, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, cwd=place.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-
-
-def wait(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come"
-        time.sleep(0.05)
-
-
-def job_processes(place: Workplace) -> list[int]:
-    """Those whose command line names a job of this workplace."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                words = (entry / "cmdline").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if "gptq_job" in words and str(place.folder) in words:
-                found.append(int(entry.name))
-    return found
 
 
 def layers(place: Workplace) -> int:
@@ -72,17 +50,17 @@ def test_killed_and_continued(tmp_path: Path) -> None:
 
     first = start(place, *command)
     wait(lambda: layers(place) >= 2, "the second layer")
-    assert job_processes(place)
+    assert naming("gptq_job", place.folder)
     first.kill()
     first.communicate()
-    wait(lambda: not job_processes(place), "the end of the child", 10)
+    wait(lambda: not naming("gptq_job", place.folder), "the end of the child", 10)
     assert 2 <= layers(place) < 12, "it was in the middle"
     assert published(place) == []
 
     second = start(place, *command)
     wait(lambda: layers(place) == 0 or second.poll() is not None, "the new attempt")
     wait(lambda: layers(place) >= 2, "the second layer")
-    (child,) = job_processes(place)
+    (child,) = naming("gptq_job", place.folder)
     os.kill(child, signal.SIGKILL)
     _, said = second.communicate(timeout=60)
     assert second.returncode == 1 and "quantisation ended without a result (exit code -9)" in said
@@ -108,7 +86,7 @@ def test_a_child_got_ready_for_nothing_is_gone(tmp_path: Path, tiny_model: Path,
     said = place("run", "desk.yaml", "--set", "quantize.0.calibration.rows=4", "--set", "quantize.0.calibration.max_length=8")
     assert said.code == 2 and "too few to fit its rounding to" in said.err
     assert list((place.state / "work").glob("quantize-*/quantize.log")), "it was there"
-    assert job_processes(place) == []
+    assert naming("gptq_job", place.folder) == {}
 
 
 def test_a_child_that_is_not_wanted_ends_quietly(tmp_path: Path) -> None:

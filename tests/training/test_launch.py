@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import naming, wait
 from tests.training.chain import environment
 from tests.training.jobs import job
 from workbench.child import read_events
@@ -138,19 +137,6 @@ def test_what_a_process_recorded_is_raised(small: Job, tmp_path: Path, monkeypat
     assert not (small.workspace / "error.json").exists()
 
 
-def processes(workspace: Path) -> list[int]:
-    """Processes whose command line names the workspace."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes()
-        except OSError:
-            continue  # gone in the meantime
-        if str(workspace).encode() in words:
-            found.append(int(path.parent.name))
-    return found
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("count", [1, 2])
 def test_kill_9_of_the_parent_leaves_no_process(small: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -181,19 +167,12 @@ def test_kill_9_of_the_parent_leaves_no_process(small: Job, tmp_path: Path, monk
         env={**environment(), "PYTHONPATH": os.environ["PYTHONPATH"]},
     )
     try:
-        _wait(lambda: all((made.workspace / f"ready-{rank}").exists() for rank in range(count)), 60)
-        assert len(processes(made.workspace)) > count
+        wait(lambda: all((made.workspace / f"ready-{rank}").exists() for rank in range(count)), "every rank", 60)
+        assert len(naming(made.workspace)) > count
     finally:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
-    _wait(lambda: not processes(made.workspace), 5)
-
-
-def _wait(happened: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
+    wait(lambda: not naming(made.workspace), "the end of every process", 5)
 
 
 def test_a_job_survives_its_file(small: Job) -> None:

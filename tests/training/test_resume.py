@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import naming
 from tests.training.chain import RECIPE, artifacts, environment, make_recipe, parent_runs
 from workbench.store import MANIFEST, Store
 
@@ -91,19 +92,6 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n")
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Training processes of this folder that are still there."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace")
-        except OSError:
-            continue  # gone in the meantime
-        if str(folder) in words:
-            found.append(words)
-    return found
-
-
 def history(folder: Path) -> dict[tuple[int, str], float]:
     """Every loss by step and name; fails if a step is there twice."""
     found: dict[tuple[int, str], float] = {}
@@ -131,8 +119,8 @@ def kill_and_compare(folder: Path, expected: dict[tuple[int, str], float], momen
             artifact = store.find(manifest["stage"], manifest["key"])
             assert artifact is not None and not store.damaged(artifact), f"{kill}: {path.name}"
         deadline = time.monotonic() + 5
-        while not kill.group and left_behind(folder):
-            assert time.monotonic() < deadline, left_behind(folder)
+        while not kill.group and naming(folder):
+            assert time.monotonic() < deadline, naming(folder)
             time.sleep(0.05)
     run_to_the_end(folder)
     now = {path.name: (path / MANIFEST).stat().st_mtime_ns for path in folder.glob(".workbench/store/[!.]*")}
